@@ -1,0 +1,148 @@
+"""The source contract: what a source is, small enough to read in a minute.
+
+A source names its resources. A resource *fetches* pages from a cursor (impure: it talks to the world) and *parses*
+each landed page into records (pure: the same bytes and facts give the same records, so a replay gives the same
+tables). Retries, landing, journal, quarantine, transactions and the ledger belong to the pipeline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol
+
+import pyarrow as pa
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection
+
+    from storage.objects import Objects
+    from storage.settings import Settings
+
+Cursor = dict[str, Any]
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Page:
+    """One thing as received from the source, on its way to landing.
+
+    ``name`` is what the source calls it (a path, URL or query); ``cursor`` says where to go on after this page.
+    ``body`` is None when ``ref`` names an object that has landed already (how ``derive/`` works).
+    ``meta`` holds small JSON facts that parse needs; it is kept in the journal beside the address of the body.
+    """
+
+    name: str
+    body: bytes | Path | None
+    cursor: Cursor
+    content_type: str = "application/octet-stream"
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    ref: str | None = None
+
+
+@dataclass(frozen=True)
+class Gone:
+    """The source no longer has this key: its row becomes a deletion."""
+
+    key: tuple[Any, ...]
+    cursor: Cursor
+
+
+@dataclass(frozen=True)
+class Blob:
+    """A field value that is a file: it goes to the bucket ``derived`` by its hash, and the row holds its key."""
+
+    data: bytes
+    content_type: str
+    suffix: str = ""
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A record that breaks its contract: parse yields it, and it goes to quarantine with the reason."""
+
+    payload: object
+    reason: str
+
+
+class BadPage(Exception):
+    """Parse raises it when a whole page cannot be read: the page goes to quarantine, the load goes on."""
+
+
+class Landed(Protocol):
+    """A landed page, as parse sees it."""
+
+    name: str
+    meta: Mapping[str, Any]
+    key: str
+    sha256: str
+    size: int
+    content_type: str
+    fetched_at: datetime
+
+    def read(self) -> bytes: ...
+    def open(self) -> BinaryIO: ...
+    def path(self) -> AbstractContextManager[Path]: ...
+
+
+class Context(Protocol):
+    """What fetch may use."""
+
+    config: Mapping[str, Any]
+    cursor: Cursor
+    resource: Resource
+    interval: tuple[datetime, datetime] | None
+    settings: Settings
+
+    def warehouse(self) -> connection: ...
+    def objects(self) -> Objects: ...
+    def progress(self, text: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Resource:
+    """One table's worth of a source.
+
+    ``schema``: the fields of a record; ``nullable=False`` means required, metadata ``description`` documents it.
+    ``mode``: ``append`` (records never change), ``merge`` (the latest version of a key counts), ``replace`` (each load
+    is the whole: keys that are not in it are deleted). Raw keeps every distinct version whatever the mode.
+    """
+
+    name: str
+    schema: pa.Schema
+    key: tuple[str, ...]
+    fetch: Callable[[Context], Iterable[Page | Gone]]
+    parse: Callable[[Landed], Iterator[Record | Bad]]
+    store: Literal["rows", "documents", "objects"] = "rows"
+    mode: Literal["append", "merge", "replace"] = "merge"
+    partition: Literal["date", "shard"] | None = None
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where data comes from, whose it is, how often to look, and which resources it has."""
+
+    name: str
+    title: str
+    domain: Literal["birds", "music", "text"]
+    description: str
+    licence: str
+    cadence: str  # cron expression of the live schedule; "" = scheduled by the assets of ``after``
+    resources: tuple[Resource, ...]
+    config: Mapping[str, tuple[Any, str]] = field(default_factory=dict)  # option -> (default, what it means)
+    after: tuple[str, ...] = ()  # sources whose published loads this one derives from
+    simulated: bool = False
+    url: str = ""
+
+    def table(self, resource: Resource) -> str:
+        """Name of the resource's table in schema ``raw`` and of its collection in the document store."""
+        return self.name if resource.name == self.name else f"{self.name}_{resource.name}"
+
+
+def describe(name: str, kind: pa.DataType, description: str, *, required: bool = False) -> pa.Field:
+    """A field of a resource's schema, with its description."""
+    return pa.field(name, kind, nullable=not required, metadata={"description": description})
