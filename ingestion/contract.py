@@ -7,20 +7,20 @@ tables). Retries, landing, journal, quarantine, transactions and the ledger belo
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol
+from typing import Any, BinaryIO, Literal
 
 import pyarrow as pa
+from psycopg2.extensions import connection
 
-if TYPE_CHECKING:
-    from psycopg2.extensions import connection
-
-    from storage.objects import Objects
-    from storage.settings import Settings
+from storage import warehouse
+from storage.objects import Objects
+from storage.settings import Settings
 
 Cursor = dict[str, Any]
 Record = dict[str, Any]
@@ -72,34 +72,57 @@ class BadPage(Exception):
     """Parse raises it when a whole page cannot be read: the page goes to quarantine, the load goes on."""
 
 
-class Landed(Protocol):
-    """A landed page, as parse sees it."""
+@dataclass(frozen=True)
+class Landed:
+    """A landed page, as parse sees it: what the journal says of it, and its bytes."""
 
+    objects: Objects = field(repr=False)
+    position: int
     name: str
-    meta: Mapping[str, Any]
-    key: str
+    key: str  # address: bucket/key
     sha256: str
-    size: int
+    size: int  # bytes
     content_type: str
     fetched_at: datetime
+    meta: Mapping[str, Any]
+    gone: tuple[Any, ...] | None = None  # the key that the source no longer has, where the entry says only that
 
-    def read(self) -> bytes: ...
-    def open(self) -> BinaryIO: ...
-    def path(self) -> AbstractContextManager[Path]: ...
+    def read(self) -> bytes:
+        return self.objects.get(*self.address)
+
+    def open(self) -> BinaryIO:
+        return self.objects.open(*self.address)
+
+    @contextmanager
+    def path(self) -> Iterator[Path]:
+        """The bytes in a temporary file, for libraries that want one."""
+        with tempfile.TemporaryDirectory(prefix="lyrebird-") as folder:
+            path = Path(folder) / "page"
+            self.objects.download(*self.address, path)
+            yield path
+
+    @property
+    def address(self) -> tuple[str, str]:
+        bucket, key = self.key.split("/", 1)
+        return bucket, key
 
 
-class Context(Protocol):
-    """What fetch may use."""
+@dataclass(frozen=True)
+class Context:
+    """What fetch may use: the source's options, the cursor to go on from, and the stores."""
 
     config: Mapping[str, Any]
     cursor: Cursor
     resource: Resource
     interval: tuple[datetime, datetime] | None
     settings: Settings
+    progress: Callable[[str], None]
 
-    def warehouse(self) -> connection: ...
-    def objects(self) -> Objects: ...
-    def progress(self, text: str) -> None: ...
+    def warehouse(self) -> connection:
+        return warehouse.connect(self.settings, application="fetch")
+
+    def objects(self) -> Objects:
+        return Objects(self.settings)
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,9 @@ class Documents:
         try:
             for start in range(0, len(versions), BATCH):
                 writes = [
-                    UpdateOne({"_id": v["_id"]}, {"$setOnInsert": {k: x for k, x in v.items() if k != "_id"}}, upsert=True)
+                    UpdateOne(
+                        {"_id": v["_id"]}, {"$setOnInsert": {k: x for k, x in v.items() if k != "_id"}}, upsert=True
+                    )
                     for v in versions[start : start + BATCH]
                 ]
                 new += self.database[collection].bulk_write(writes, ordered=False).upserted_count
@@ -76,6 +78,11 @@ class Documents:
     def scan(self, collection: str) -> Iterator[dict[str, Any]]:
         """Every version of a collection."""
         yield from self.database[collection].find({}, batch_size=BATCH)
+
+
+def _insert(version: Mapping[str, Any]) -> UpdateOne:
+    fields = {name: value for name, value in version.items() if name != "_id"}
+    return UpdateOne({"_id": version["_id"]}, {"$setOnInsert": fields}, upsert=True)
 
 
 def _unreachable(error: PyMongoError) -> Problem:

@@ -23,7 +23,9 @@ class Stream:
     def send(self, stream: str, message: dict[str, Any]) -> str:
         return str(self._do("xadd", stream, {"json": json.dumps(message, ensure_ascii=False)}))
 
-    def receive(self, stream: str, group: str, consumer: str, count: int = 100, block_ms: int = 1000) -> list[tuple[str, dict[str, Any]]]:
+    def receive(
+        self, stream: str, group: str, consumer: str, count: int = 100, block_ms: int = 1000
+    ) -> list[tuple[str, dict[str, Any]]]:
         """The next messages for this consumer; its own unacknowledged ones first."""
         try:
             self.client.xgroup_create(stream, group, id="0", mkstream=True)

@@ -1,0 +1,99 @@
+-- One row per recording of every bird source, in one shape, with its surrogate keys and its leakage group.
+with aviary as (
+    select
+        'aviary' as source,
+        documents.recording_key,
+        'aviary' as label_set,
+        true as is_labelled,
+        documents.genus,
+        documents.epithet,
+        documents.subspecies,
+        documents.english_name,
+        documents.family,
+        documents.bird_order,
+        documents.recordist,
+        documents.country,
+        documents.locality,
+        documents.latitude,
+        documents.longitude,
+        documents.altitude_m,
+        documents.sound_types,
+        documents.sex,
+        documents.life_stage,
+        documents.method,
+        documents.quality,
+        documents.length_s,
+        documents.recorded_on,
+        documents.recorded_at,
+        documents.licence,
+        documents.page_url,
+        documents.remarks,
+        documents.background_species,
+        documents.background,
+        documents.snr_db,
+        documents.published_split,
+        documents.is_simulated,
+        audio.sha256 as audio_sha256,
+        documents.fetched_at
+    from {{ ref('stg_aviary__recordings') }} as documents
+    left join {{ ref('stg_aviary__audio') }} as audio on documents.recording_key = audio.recording_key
+),
+
+audio_folder as (
+    select
+        'audio_folder' as source,
+        coalesce(labels.file, audio.file) as recording_key,
+        coalesce(labels.label_set, 'audio_folder') as label_set,
+        labels.file is not null as is_labelled,
+        initcap(split_part(labels.scientific_name, ' ', 1)) as genus,
+        lower(split_part(labels.scientific_name, ' ', 2)) as epithet,
+        nullif(lower(split_part(labels.scientific_name, ' ', 3)), '') as subspecies,
+        labels.english_name,
+        null as family,
+        null as bird_order,
+        labels.recordist,
+        null as country,
+        null as locality,
+        null::double precision as latitude,
+        null::double precision as longitude,
+        null::double precision as altitude_m,
+        null as sound_types,
+        null as sex,
+        null as life_stage,
+        null as method,
+        null as quality,
+        null::double precision as length_s,
+        null::date as recorded_on,
+        null::time as recorded_at,
+        labels.licence,
+        null as page_url,
+        null as remarks,
+        '[]'::jsonb as background_species,
+        null as background,
+        null::double precision as snr_db,
+        labels.published_split,
+        false as is_simulated,
+        audio.sha256 as audio_sha256,
+        coalesce(labels.fetched_at, audio.fetched_at) as fetched_at
+    from {{ ref('stg_audio_folder__labels') }} as labels
+    full outer join {{ ref('stg_audio_folder__audio') }} as audio on labels.file = audio.file
+),
+
+recordings as (
+    select * from aviary
+    union all
+    select * from audio_folder
+)
+
+select
+    {{ surrogate_key(['source', 'recording_key']) }} as recording_id,
+    case when genus != '' and epithet != '' then genus || ' ' || epithet end as scientific_name,
+    case when recordist is not null then {{ surrogate_key(['source', 'recordist']) }} end as recordist_id,
+    case
+        when coalesce(country, locality, latitude::text, longitude::text) is not null
+            then {{ surrogate_key(['country', 'locality', 'latitude', 'longitude', 'altitude_m']) }}
+    end as place_id,
+    {{ licence_code('licence') }} as licence_code,
+    source || '/' || coalesce('recordist/' || recordist, 'recording/' || recording_key) as group_key,
+    recordings.*
+from recordings

@@ -1,0 +1,107 @@
+-- One row per sentence and its translation, English to other, with the reason why it may not be trained on, if any.
+with catalogue_messages as (
+    select
+        'gettext_catalogues' as source,
+        package as corpus,
+        'messages' as part,
+        row_number() over (
+            partition by package, language order by source_text, context, form, target_text
+        )::integer as line,
+        'en' as source_tag,
+        split_part(split_part(split_part(language, '_', 1), '-', 1), '@', 1) as target_tag,
+        language like '%\_%' or language like '%-%' or language like '%@%' as is_regional,
+        source_text as raw_source,
+        -- a single & before a letter marks the key that opens a menu entry
+        {{ tidy("regexp_replace(source_text, '(^|[^[:alnum:]])&([[:alnum:]])', '\\1\\2', 'g')") }} as source_text,
+        {{ tidy("regexp_replace(target_text, '(^|[^[:alnum:]])&([[:alnum:]])', '\\1\\2', 'g')") }} as target_text,
+        null as published_split,
+        licence,
+        fetched_at,
+        jsonb_build_array(package, language, context, source_text, form)::text as record
+    from {{ ref('stg_gettext_catalogues__messages') }}
+),
+
+parallel_lines as (
+    select
+        'parallel_files' as source,
+        english.corpus,
+        english.part,
+        english.line,
+        'en' as source_tag,
+        other.language as target_tag,
+        false as is_regional,
+        english.text as raw_source,
+        english.text as source_text,
+        other.text as target_text,
+        english.published_split,
+        null as licence,
+        greatest(english.fetched_at, other.fetched_at) as fetched_at,
+        jsonb_build_array(english.corpus, english.part, other.language, english.line)::text as record
+    from {{ ref('stg_parallel_files__lines') }} as english
+    inner join {{ ref('stg_parallel_files__lines') }} as other
+        on english.corpus = other.corpus and english.part = other.part and english.line = other.line
+    where english.language in ('en', 'eng') and other.language not in ('en', 'eng')
+),
+
+pairs as (
+    select * from catalogue_messages
+    union all
+    select * from parallel_lines
+),
+
+known as (
+    select
+        pairs.*,
+        'eng' as source_language,
+        languages.iso_639_3 as target_language,
+        {{ licence_code('coalesce(pairs.licence, corpora.licence)') }} as licence_code,
+        {{ words('pairs.source_text') }} as source_words,
+        {{ words('pairs.target_text') }} as target_words,
+        {{ normalised_text('pairs.source_text') }} as normalised_source
+    from pairs
+    left join {{ ref('languages') }} as languages
+        on pairs.target_tag in (languages.iso_639_1, languages.iso_639_3)
+    left join {{ ref('text_corpora') }} as corpora on pairs.corpus = corpora.corpus
+),
+
+ranked as (
+    select
+        known.*,
+        row_number() over (
+            partition by source, target_language, source_text, target_text
+            order by is_regional, corpus, line, record
+        ) as nth_copy
+    from known
+)
+
+select
+    {{ surrogate_key(['source', 'record']) }} as pair_id,
+    source,
+    corpus,
+    {{ surrogate_key(['source', 'corpus']) }} as corpus_id,
+    part,
+    line,
+    source_language,
+    target_language,
+    source_text,
+    target_text,
+    {{ surrogate_key(['source_language', 'source_text']) }} as source_sentence_id,
+    {{ surrogate_key(['target_language', 'target_text']) }} as target_sentence_id,
+    source_words,
+    target_words,
+    md5(coalesce(nullif(normalised_source, ''), source_text)) as group_key,
+    published_split,
+    licence_code,
+    case
+        when target_language is null then 'unknown_language'
+        when source_text is null or target_text is null then 'empty'
+        when published_split is not null then null
+        when raw_source ~ '</?[[:alpha:]][^>]*>|&[[:alpha:]]+;|&#\d+;' then 'markup'
+        when target_text ~ '</?[[:alpha:]][^>]*>' then 'markup'
+        when source_text = target_text then 'untranslated'
+        when source_words < 2 then 'too_short'
+        when source_words > 100 then 'too_long'
+        when source = 'gettext_catalogues' and nth_copy > 1 then 'duplicate'
+    end as ineligible_because,
+    fetched_at
+from ranked

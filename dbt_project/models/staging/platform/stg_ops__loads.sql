@@ -1,0 +1,20 @@
+select
+    source,
+    load as load_number,
+    resource,
+    lane,
+    slice,
+    interval_start,
+    interval_end,
+    state,
+    pages::bigint as pages,
+    rows as record_count,
+    versions as version_count,
+    quarantined as quarantined_count,
+    bytes as byte_count,
+    fetched_at,
+    loaded_at,
+    judged_at,
+    reason,
+    run_id
+from {{ source('ops', 'load') }}

@@ -1,0 +1,200 @@
+"""Landing and its journal: pages as received, immutable, and the order in which they came.
+
+The journal is a write-ahead log. A fetch lands its pages by content hash and then seals one *segment*, an object
+``<source>/_journal/<load>.jsonl`` that is written only where there is none. A load is the loading of one sealed
+segment: whatever is killed, the next run first loads the segments that the warehouse has not got. The verdict of the
+audit lies beside the segment. So raw can be rebuilt from the object store alone, load by load.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any, Self
+
+from ingestion.contract import Cursor, Gone, Landed, Page
+from storage.objects import Objects
+
+Interval = tuple[datetime, datetime]
+BUCKET = "landing"
+UPLOADS = 8  # the client is the limit, not the server: more threads make it no faster
+
+
+@dataclass(frozen=True)
+class Header:
+    """First line of a segment: what was fetched, and where to go on."""
+
+    source: str
+    resource: str
+    load: int
+    lane: str
+    slice: str
+    interval: Interval | None
+    run_id: str
+    sealed_at: datetime
+    cursor: Cursor
+
+
+def segment_key(source: str, load: int) -> str:
+    return f"{source}/_journal/{load:012d}.jsonl"
+
+
+def verdict_key(source: str, load: int) -> str:
+    return f"{source}/_journal/{load:012d}.verdict.json"
+
+
+def last_segment(objects: Objects, source: str) -> int:
+    """Number of the last sealed segment; 0 when there is none."""
+    return max(segments(objects, source), default=0)
+
+
+def segments(objects: Objects, source: str) -> list[int]:
+    keys = objects.list(BUCKET, f"{source}/_journal/")
+    return sorted(int(key.rsplit("/", 1)[1].removesuffix(".jsonl")) for key in keys if key.endswith(".jsonl"))
+
+
+class Uploads:
+    """Uploads side by side, never more than a few bodies in memory; leaving the block waits for all of them."""
+
+    def __init__(self, objects: Objects) -> None:
+        self.objects = objects
+        self._pool = ThreadPoolExecutor(UPLOADS, thread_name_prefix="upload")
+        self._pending: list[Future[bool]] = []
+
+    def put(self, bucket: str, key: str, body: bytes | Path, content_type: str) -> None:
+        if len(self._pending) >= 2 * UPLOADS:
+            self._pending.pop(0).result()
+        self._pending.append(self._pool.submit(self.objects.put, bucket, key, body, content_type))
+
+    def wait(self) -> None:
+        while self._pending:
+            self._pending.pop(0).result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        try:
+            if kind is None:
+                self.wait()
+        finally:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+class Segment:
+    """The segment being written: pages land at once, the entries wait in a temporary file until it is sealed."""
+
+    def __init__(self, objects: Objects, source: str, resource: str) -> None:
+        self.objects, self.source, self.resource = objects, source, resource
+        self.pages = self.bytes = 0
+        self.cursor: Cursor | None = None
+        self._uploads = Uploads(objects)
+        self._entries: IO[str] = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - closed in seal
+
+    def add(self, item: Page | Gone) -> None:
+        """Land a page and note it."""
+        self.pages += 1
+        self.cursor = item.cursor
+        entry: dict[str, Any] = {"fetched_at": datetime.now(UTC).isoformat()}
+        if isinstance(item, Gone):
+            entry["gone"] = list(item.key)
+        else:
+            entry |= {"name": item.name, "content_type": item.content_type, "meta": dict(item.meta)}
+            if item.ref is not None:
+                entry |= {"key": item.ref, "sha256": item.ref.rsplit("/", 1)[1].split(".")[0], "bytes": 0}
+            else:
+                sha256, size = digest(item.body or b"")
+                key = f"{self.source}/{self.resource}/{sha256[:2]}/{sha256}"
+                entry |= {"key": f"{BUCKET}/{key}", "sha256": sha256, "bytes": size}
+                self.bytes += size
+                self._uploads.put(BUCKET, key, item.body or b"", item.content_type)
+        self._entries.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+    def seal(
+        self, load: int, *, lane: str, slice: str, interval: tuple[datetime, datetime] | None, run_id: str
+    ) -> bool:
+        """Write the segment as number ``load``. False when that number is taken: another loader was faster."""
+        with self._uploads, self._entries as entries, tempfile.TemporaryFile("wb+") as body:
+            self._uploads.wait()  # every page lies there before the journal speaks of it
+            header = {
+                "source": self.source,
+                "resource": self.resource,
+                "load": load,
+                "lane": lane,
+                "slice": slice,
+                "interval": [moment.isoformat() for moment in interval] if interval else None,
+                "run_id": run_id,
+                "sealed_at": datetime.now(UTC).isoformat(),
+                "cursor": self.cursor,
+            }
+            body.write(json.dumps(header, ensure_ascii=False).encode() + b"\n")
+            entries.seek(0)
+            for line in entries:
+                body.write(line.encode())
+            body.seek(0)
+            return self.objects.put(BUCKET, segment_key(self.source, load), body, "application/jsonl", if_absent=True)  # type: ignore[arg-type]
+
+    def drop(self) -> None:
+        """Forget an unsealed segment; pages that landed stay, by content, and are found again."""
+        with self._uploads, self._entries:
+            pass
+
+
+def read_segment(objects: Objects, source: str, load: int) -> tuple[Header, Iterator[Landed]]:
+    """A sealed segment: its header, and its entries one after another."""
+    lines = (line for line in objects.open(BUCKET, segment_key(source, load)).iter_lines())  # type: ignore[attr-defined]
+    head = json.loads(next(lines))
+    interval = head["interval"]
+    header = Header(
+        source=head["source"],
+        resource=head["resource"],
+        load=head["load"],
+        lane=head["lane"],
+        slice=head["slice"],
+        interval=(datetime.fromisoformat(interval[0]), datetime.fromisoformat(interval[1])) if interval else None,
+        run_id=head["run_id"],
+        sealed_at=datetime.fromisoformat(head["sealed_at"]),
+        cursor=head["cursor"],
+    )
+
+    def entries() -> Iterator[Landed]:
+        for position, line in enumerate(lines):
+            entry = json.loads(line)
+            yield Landed(
+                objects=objects,
+                position=position,
+                name=entry.get("name", ""),
+                key=entry.get("key", ""),
+                sha256=entry.get("sha256", ""),
+                size=entry.get("bytes", 0),
+                content_type=entry.get("content_type", ""),
+                fetched_at=datetime.fromisoformat(entry["fetched_at"]),
+                meta=entry.get("meta", {}),
+                gone=tuple(entry["gone"]) if "gone" in entry else None,
+            )
+
+    return header, entries()
+
+
+def write_verdict(objects: Objects, source: str, load: int, state: str, reason: str) -> None:
+    body = {"state": state, "reason": reason, "at": datetime.now(UTC).isoformat()}
+    objects.put(BUCKET, verdict_key(source, load), json.dumps(body, ensure_ascii=False).encode(), "application/json")
+
+
+def read_verdict(objects: Objects, source: str, load: int) -> dict[str, str] | None:
+    key = verdict_key(source, load)
+    return json.loads(objects.get(BUCKET, key)) if objects.exists(BUCKET, key) else None
+
+
+def digest(body: bytes | Path) -> tuple[str, int]:
+    """SHA-256 and size of a body, in bounded memory."""
+    if isinstance(body, bytes):
+        return hashlib.sha256(body).hexdigest(), len(body)
+    with body.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest(), body.stat().st_size

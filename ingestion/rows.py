@@ -1,0 +1,153 @@
+"""Records as rows of a raw table: validation, hashes, DDL and the lines that COPY reads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from datetime import date, datetime
+from typing import Any
+
+import pyarrow as pa
+
+from ingestion.contract import Resource, Source
+from storage.errors import Problem
+
+META = {
+    "_load": "bigint not null",
+    "_position": "bigint not null",
+    "_key": "text not null",
+    "_hash": "text not null",
+    "_deleted": "boolean not null",
+    "_landing": "text",
+    "_fetched_at": "timestamptz not null",
+}
+NAME = re.compile(r"[a-z][a-z0-9_]{0,50}\Z")
+INT64 = 2**63
+
+
+def data_columns(resource: Resource) -> dict[str, str]:
+    """Data columns of the resource's raw table and their PostgreSQL types."""
+    if resource.store == "documents":
+        return {"doc": "jsonb"}
+    return {field.name: postgres_type(field.type) for field in resource.schema}
+
+
+def postgres_type(kind: pa.DataType) -> str:
+    tests: tuple[tuple[Callable[[pa.DataType], bool], str], ...] = (
+        (pa.types.is_boolean, "boolean"),
+        (pa.types.is_integer, "bigint"),
+        (pa.types.is_floating, "double precision"),
+        (pa.types.is_decimal, "numeric"),
+        (pa.types.is_timestamp, "timestamptz"),
+        (pa.types.is_date, "date"),
+        (pa.types.is_nested, "jsonb"),
+    )
+    return next((name for test, name in tests if test(kind)), "text")
+
+
+def ddl(source: Source, resource: Resource, existing: Mapping[str, str]) -> list[str]:
+    """Statements that make the raw table, or widen the one there is (``existing``: column -> type)."""
+    table = source.table(resource)
+    columns = data_columns(resource)
+    for name in (table, *columns):
+        if not NAME.match(name) or (name in META):
+            raise Problem(f"{source.name}.{resource.name}: {name!r} is no name for a table or column")
+    if not existing:
+        body = ", ".join(f'"{name}" {kind}' for name, kind in (META | columns).items())
+        return [
+            f'create table raw."{table}" ({body}, primary key (_load, _position))',
+            f'create index on raw."{table}" (_key, _load, _position)',
+        ]
+    return [
+        f'alter table raw."{table}" add column "{name}" {kind}'
+        for name, kind in columns.items()
+        if name not in existing
+    ]
+
+
+def check(resource: Resource, record: Mapping[str, Any]) -> str:
+    """Why the record breaks the resource's contract; "" when it does not."""
+    for field in resource.schema:
+        value = record.get(field.name)
+        if value is None:
+            if not field.nullable:
+                return f"{field.name} is missing"
+            continue
+        reason = _check_value(field.type, value)
+        if reason:
+            return f"{field.name} {reason}"
+    if resource.store != "documents":
+        unknown = record.keys() - set(resource.schema.names)
+        if unknown:
+            return f"unknown field {sorted(unknown)[0]}"
+    return _unstorable(record)
+
+
+def _check_value(kind: pa.DataType, value: Any) -> str:
+    if pa.types.is_boolean(kind):
+        return "" if isinstance(value, bool) else f"is no boolean: {value!r:.40}"
+    if pa.types.is_integer(kind):
+        if not isinstance(value, int) or isinstance(value, bool):
+            return f"is no integer: {value!r:.40}"
+        return "" if -INT64 <= value < INT64 else "does not fit 64 bits"
+    if pa.types.is_floating(kind):
+        ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        return "" if ok else f"is no finite number: {value!r:.40}"
+    if pa.types.is_timestamp(kind):
+        return "" if isinstance(value, datetime) and value.tzinfo else f"is no time with a zone: {value!r:.40}"
+    if pa.types.is_date(kind):
+        return "" if isinstance(value, date) else f"is no date: {value!r:.40}"
+    if pa.types.is_string(kind):
+        return "" if isinstance(value, str) else f"is no text: {value!r:.40}"
+    return ""
+
+
+def _unstorable(value: Any) -> str:
+    """What neither PostgreSQL's text nor BSON can hold."""
+    if isinstance(value, str):
+        return "contains the character NUL" if "\x00" in value else ""
+    if isinstance(value, int):
+        return "" if -INT64 <= value < INT64 else "contains a number past 64 bits"
+    if isinstance(value, Mapping):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, (list, tuple)):
+        return next((reason for item in value if (reason := _unstorable(item))), "")
+    return ""
+
+
+def key_text(values: tuple[Any, ...]) -> str:
+    """A key as one text: itself when it is one text, a JSON list otherwise."""
+    if len(values) == 1 and isinstance(values[0], str):
+        return values[0]
+    return json.dumps(values, ensure_ascii=False, default=str)
+
+
+def hash_text(record: Mapping[str, Any]) -> str:
+    """Hash of a record's content, whatever the order of its fields."""
+    text = json.dumps(record, ensure_ascii=False, sort_keys=True, default=str, separators=(",", ":"))
+    return hashlib.md5(text.encode("utf-8", "surrogatepass"), usedforsecurity=False).hexdigest()
+
+
+_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+
+
+def copy_line(values: list[Any]) -> str:
+    """A line of COPY's text format."""
+    return "\t".join(_copy_value(value) for value in values) + "\n"
+
+
+def _copy_value(value: Any) -> str:
+    if value is None:
+        return "\\N"
+    if isinstance(value, str):
+        return value.translate(_ESCAPES)
+    if isinstance(value, bool):
+        return "t" if value else "f"
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, (datetime, date)):
+        return value.isoformat()
+    return json.dumps(value, ensure_ascii=False, default=str).translate(_ESCAPES)

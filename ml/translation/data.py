@@ -1,0 +1,78 @@
+"""Sentence pairs of a frozen version as numbers, and batches of about equally long ones."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ml.datasets.read import Version
+from ml.translation.subwords import PAD, Subwords, clean
+
+_NOISE = 1.5  # tokens of noise on the length when sorting, so that an epoch's batches are not always the same pairs
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Rows of a split. `units` names the rows, for intervals; `groups` what must not be split."""
+
+    units: list[str]
+    sources: list[str]
+    targets: list[str]
+    languages: list[str]  # of the targets, ISO 639-3
+
+
+def read(version: Version, split: str) -> Pairs:
+    """The split's pairs in shard order, cleaned, without those that have an empty side."""
+    table = version.table(split, ["pair_id", "source_text", "target_text", "target_language"])
+    columns = [table.column(name).to_pylist() for name in table.column_names]
+    rows = [(u, clean(s), clean(t), language) for u, s, t, language in zip(*columns, strict=True)]
+    kept = [row for row in rows if row[1] and row[2]]
+    return Pairs(*([row[i] for row in kept] for i in range(4)))
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Pairs as numbers: `sources[i]` ends with the end mark, `targets[i]` stands between beginning and end."""
+
+    sources: list[list[int]]
+    targets: list[list[int]]
+
+    def batches(self, tokens: int, order: np.random.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """(sources, targets), int64 of shape (pairs, longest), padded; each holds at most `tokens` target numbers.
+
+        Pairs of like length come together, as padding is wasted work. With `order`, both the batches and who meets
+        whom in them are shuffled; without, the order is fixed.
+        """
+        lengths = np.array(
+            [(len(t), len(s)) for s, t in zip(self.sources, self.targets, strict=True)], dtype=np.float64
+        )
+        if order is not None:
+            lengths += order.uniform(0, _NOISE, lengths.shape)
+        groups: list[list[int]] = []
+        longest = 0
+        for i in np.lexsort((lengths[:, 1], lengths[:, 0])).tolist():
+            longest = max(longest, len(self.targets[i]))
+            if not groups or longest * (len(groups[-1]) + 1) > tokens:
+                groups.append([])
+                longest = len(self.targets[i])
+            groups[-1].append(i)
+        for number in order.permutation(len(groups)) if order is not None else range(len(groups)):
+            group = groups[number]
+            yield pad([self.sources[i] for i in group]), pad([self.targets[i] for i in group])
+
+
+def encode(pairs: Pairs, subwords: Subwords, longest: int | None = None) -> Encoded:
+    """Encode pairs; with `longest`, those with more numbers than that on a side are left out (for training)."""
+    sources, targets = subwords.encode_source(pairs.sources, pairs.languages), subwords.encode_target(pairs.targets)
+    both = [(s, t) for s, t in zip(sources, targets, strict=True) if longest is None or max(len(s), len(t)) <= longest]
+    return Encoded([s for s, _ in both], [t for _, t in both])
+
+
+def pad(rows: list[list[int]]) -> Tensor:
+    """Rows of numbers as int64 of shape (rows, longest), padded on the right."""
+    out = np.full((len(rows), max(len(row) for row in rows)), PAD, dtype=np.int64)
+    for i, row in enumerate(rows):
+        out[i, : len(row)] = row
+    return torch.from_numpy(out)

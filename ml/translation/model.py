@@ -1,0 +1,88 @@
+"""What a translation model is: its settings, and the four things that training and search ask of it."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from ml.training.config import TrainConfig
+from storage.errors import Problem
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    kind: str = "transformer"
+    vocabulary: int = 2000  # subwords at most, both languages together
+    width: int = 192  # of the embeddings and between the layers
+    heads: int = 4
+    encoder_layers: int = 2
+    decoder_layers: int = 2
+    inner: int = 512  # width inside the feed-forward layers
+    dropout: float = 0.1
+    label_smoothing: float = 0.1
+    longest: int = 128  # numbers on a side: longer pairs are not trained on, longer lines are translated in parts
+    beam: int = 4
+    length_penalty: float = 1.0
+
+
+PRESETS: dict[str, tuple[ModelConfig, TrainConfig]] = {
+    "smoke": (
+        ModelConfig(),
+        TrainConfig(preset="smoke", steps=600, batch=1500, learning_rate=2e-3, warmup=80, evaluate_every=100),
+    ),
+    "cpu": (
+        ModelConfig(vocabulary=6000, width=256, encoder_layers=3, decoder_layers=3, inner=768, dropout=0.2),
+        TrainConfig(
+            preset="cpu", steps=20_000, batch=2500, learning_rate=1.5e-3, warmup=800, evaluate_every=500, patience=10,
+            minutes=55, threads=2, weight_decay=0.05,
+        ),
+    ),
+    "gpu": (
+        ModelConfig(
+            vocabulary=8000, width=512, heads=8, encoder_layers=6, decoder_layers=6, inner=2048, dropout=0.3, beam=5
+        ),
+        TrainConfig(
+            preset="gpu", steps=20_000, batch=8000, learning_rate=7e-4, warmup=2000, evaluate_every=500, patience=10,
+            minutes=8, threads=4, weight_decay=0.05, log_every=50,
+        ),
+    ),
+}  # fmt: skip
+
+
+class State(Protocol):
+    """What a decoder remembers between two steps of a search over `sentences` x `beam` hypotheses."""
+
+    def reorder(self, rows: Tensor) -> None:
+        """Hypothesis i goes on from what was hypothesis rows[i] of the same sentence; shape (sentences * beam,)."""
+
+    def keep(self, sentences: Tensor) -> None:
+        """Forget all sentences but these; shape (kept,)."""
+
+
+class Translation(Protocol):
+    """An encoder and a decoder. Numbers are int64; a source ends with EOS and is padded with PAD on the right."""
+
+    def __call__(self, source: Tensor, target: Tensor) -> Tensor:
+        """(batch, S), (batch, T) -> what the decoder has in mind before each next number, (batch, T, width)."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., width) -> (..., vocabulary)."""
+
+    def start(self, source: Tensor, beam: int) -> Any:
+        """Encode (sentences, S) and return the State before the first number."""
+
+    def step(self, tokens: Tensor, state: Any) -> Tensor:
+        """Take the latest number of every hypothesis, (sentences, beam); logits (sentences, beam, vocabulary)."""
+
+    def attention(self, source: Tensor, target: Tensor) -> Tensor:
+        """How much each target position looks at each source position: (batch, T, S), rows add up to 1."""
+
+
+def build(config: ModelConfig, vocabulary: int) -> nn.Module:
+    """A model of the kind that the settings name, with random weights."""
+    from ml.translation.transformer import Transformer
+
+    kinds = {"transformer": Transformer}
+    if config.kind not in kinds:
+        raise Problem(f"There is no translation model of kind {config.kind!r}", f"The kinds are {', '.join(kinds)}")
+    return kinds[config.kind](config, vocabulary)

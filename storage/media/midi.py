@@ -1,0 +1,131 @@
+"""MIDI files as notes, and notes as MIDI files, through symusic.
+
+Files come from strangers, so there are caps on size and on the number of notes, and whatever is wrong with a file is
+one error that names it. Times are in quarters, so a tempo never changes them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from storage.errors import Problem
+from storage.media.frames import Note, to_notes
+
+if TYPE_CHECKING:
+    from symusic.core import ScoreTick
+
+CONTENT_TYPE = "audio/midi"
+MAX_BYTES = 16 << 20
+MAX_NOTES = 200_000
+MAX_QUARTERS = 100_000.0
+TICKS = 480  # per quarter: divides by 2, 3, 5 and their powers that music uses
+DEFAULT_VELOCITY = 80
+DEFAULT_TEMPO = 96.0  # quarters a minute
+
+
+class MidiError(Problem):
+    """A file that is not the MIDI it says it is: the file's name and what is wrong with it."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"cannot read the MIDI in {name}: {reason}", "Replace the file with an intact copy")
+        self.name = name
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Midi:
+    """What a MIDI file holds, drums left out: they have no pitch."""
+
+    notes: tuple[Note, ...]  # by onset, part and pitch; ``part`` is an index into ``tracks``
+    tracks: tuple[str, ...]  # names, "" where there is none
+    tempo_bpm: float | None  # the first tempo, quarters a minute
+    time_signature: str | None  # the first one, such as 3/4
+
+
+def read(data: bytes, name: str) -> Midi:
+    """The notes of a Standard MIDI File.
+
+    Raises MidiError for anything that is not an intact file within the caps.
+    """
+    if len(data) > MAX_BYTES:
+        raise MidiError(name, f"{len(data):,} bytes are more than {MAX_BYTES:,}")
+    score = _parse(data, name)
+    count = sum(len(track.notes) for track in score.tracks)
+    if count > MAX_NOTES:
+        raise MidiError(name, f"{count:,} notes are more than {MAX_NOTES:,}")
+    if not 0 < score.tpq <= 32_767:
+        raise MidiError(name, f"{score.tpq} ticks to a quarter make no time")
+    tracks = [track for track in score.tracks if not track.is_drum]
+    notes = [
+        Note(note.time / score.tpq, note.duration / score.tpq, note.pitch, max(1, note.velocity), part)
+        for part, track in enumerate(tracks)
+        for note in track.notes
+        if note.duration > 0 and 0 <= note.pitch <= 127
+    ]
+    if any(note.onset < 0 or note.onset + note.duration > MAX_QUARTERS for note in notes):
+        raise MidiError(name, f"it lasts more than {MAX_QUARTERS:,.0f} quarters")
+    meter = score.time_signatures[0] if len(score.time_signatures) else None
+    return Midi(
+        notes=tuple(sorted(notes, key=lambda note: (note.onset, note.part, note.pitch))),
+        tracks=tuple(track.name for track in tracks),
+        tempo_bpm=round(float(score.tempos[0].qpm), 3) if len(score.tempos) else None,
+        time_signature=f"{meter.numerator}/{meter.denominator}" if meter else None,
+    )
+
+
+def write(
+    notes: Iterable[Note], *, tempo_bpm: float = DEFAULT_TEMPO, tracks: Sequence[str] = (), program: int = 0
+) -> bytes:
+    """A Standard MIDI File with a track per part, all on one General MIDI program (0-127; 0 is the piano, 19 an organ).
+
+    A pitch that starts again in its part while it still sounds is cut there: MIDI has no other way to say it.
+    """
+    from symusic import Note as MidiNote
+    from symusic import Score, Tempo, Track
+
+    parts: dict[int, list[Note]] = defaultdict(list)
+    for note in notes:
+        parts[note.part].append(note)
+    score = Score(TICKS)
+    score.tempos.append(Tempo(0, qpm=tempo_bpm))
+    for part in range(max(parts, default=-1) + 1):
+        track = Track(name=tracks[part] if part < len(tracks) else "", program=program)
+        for start, end, note in _spans(parts[part]):
+            track.notes.append(MidiNote(start, end - start, note.pitch, note.velocity or DEFAULT_VELOCITY))
+        score.tracks.append(track)
+    return bytes(score.dumps_midi())
+
+
+def from_frames(frames: Sequence[Sequence[int]], grid: str, *, tempo_bpm: float = DEFAULT_TEMPO) -> bytes:
+    """A MIDI file that sounds like the frames, held pitches merged."""
+    return write(to_notes(frames, grid), tempo_bpm=tempo_bpm)
+
+
+def _parse(data: bytes, name: str) -> ScoreTick:
+    from symusic import Score
+
+    try:
+        return Score.from_midi(data)
+    except Exception as error:  # symusic raises whatever its C++ reader throws
+        reason = str(error).removeprefix("MiniMidi: ").removesuffix(": iostream error").replace("Invaild", "invalid")
+        raise MidiError(name, reason or type(error).__name__) from error
+
+
+def _spans(notes: list[Note]) -> list[tuple[int, int, Note]]:
+    """Notes of one part with start and end in ticks; of two at the same start and pitch the longer stays."""
+    latest: dict[int, int] = {}  # pitch -> index of its last note in `spans`
+    spans: list[tuple[int, int, Note]] = []
+    for note in sorted(notes, key=lambda note: (note.onset, note.pitch, -note.duration)):
+        start = round(note.onset * TICKS)
+        end = max(start + 1, round((note.onset + note.duration) * TICKS))
+        before = latest.get(note.pitch)
+        if before is not None and spans[before][1] > start:
+            if spans[before][0] == start:
+                continue
+            spans[before] = (spans[before][0], start, spans[before][2])
+        latest[note.pitch] = len(spans)
+        spans.append((start, end, note))
+    return spans
