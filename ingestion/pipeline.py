@@ -85,13 +85,13 @@ def ingest(
     return report
 
 
-def judge(source: Source, settings: Settings, say: Say = print) -> dict[int, str]:
-    """Audit the loads that wait for it. Returns the state that each got."""
+def judge(source: Source, settings: Settings, say: Say = print) -> dict[int, tuple[str, str]]:
+    """Audit the loads that wait for it. Returns the state that each got, and why."""
     with _loader(source, settings) as stores:
         return judge_pending(source, stores, settings, say)
 
 
-def judge_pending(source: Source, stores: Stores, settings: Settings, say: Say) -> dict[int, str]:
+def judge_pending(source: Source, stores: Stores, settings: Settings, say: Say) -> dict[int, tuple[str, str]]:
     db = stores.warehouse
     with db, db.cursor() as sql:
         sql.execute(
@@ -111,9 +111,20 @@ def judge_pending(source: Source, stores: Stores, settings: Settings, say: Say) 
                 "update ops.load set state = %s, reason = %s, judged_at = now() where source = %s and load = %s",
                 (state, verdict.reason, source.name, load),
             )
-        states[load] = state
+        states[load] = (state, verdict.reason)
         say(f"{source.name}/{name}: load {load} {state}" + (f": {verdict.reason}" if verdict.reason else ""))
     return states
+
+
+def latest(source: Source, settings: Settings) -> int:
+    """A number that grows whenever published data of the source, or of those it derives from, changed."""
+    with closing(warehouse.connect(settings)) as db, db, db.cursor() as sql:
+        sql.execute(
+            "select coalesce(sum(newest), 0)::bigint from (select max(load) as newest from ops.load "
+            "where source = any(%s) and state = 'published' and versions > 0 group by source) as loads",
+            ([source.name, *source.after],),
+        )
+        return int(warehouse.first(sql)[0])
 
 
 def replay(source: Source, settings: Settings, say: Say = print) -> list[int]:

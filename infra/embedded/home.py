@@ -43,8 +43,7 @@ DEFAULT_PORTS = {
 }
 # Ports that only the object server's own parts use.
 INNER_PORTS = tuple(
-    f"objects_{part}"
-    for part in ("s3_grpc", "master", "master_grpc", "volume", "volume_grpc", "filer", "filer_grpc")
+    f"objects_{part}" for part in ("s3_grpc", "master", "master_grpc", "volume", "volume_grpc", "filer", "filer_grpc")
 )
 # Below the range from which systems take the ports of outgoing connections: a port chosen here stays free.
 FREE_PORTS = range(20000, 32000)
@@ -64,6 +63,9 @@ PASSWORDS = (
     "airflow_key",
     "airflow_jwt",
 )
+
+# signing keys, longer than what a person may have to type
+KEYS = ("airflow_key", "airflow_jwt", "mlflow_key")
 
 LEAST_FREE_BYTES = 2 * 1024**3
 LONGEST_SOCKET_PATH = 100  # the kernel's limit is 104 (macOS) or 108 (Linux)
@@ -164,7 +166,7 @@ class Home:
         known: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
         missing = [name for name in PASSWORDS if name not in known]
         if missing:
-            known |= {name: secrets.token_urlsafe(24) for name in missing}
+            known |= {name: secrets.token_urlsafe(48 if name in KEYS else 24) for name in missing}
             write_private(path, json.dumps(known, indent=1))
         if "airflow_fernet" not in known:
             from cryptography.fernet import Fernet

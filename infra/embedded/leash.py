@@ -2,8 +2,8 @@
 
 The supervisor starts this instead of the server. It ends what an earlier life of the same server left behind (workers
 of a killed parent would hold the port), drops root where the server refuses it, asks the kernel for a signal when the
-supervisor dies (Linux), and becomes the server. The environment, passwords included, comes out of a private file: no
-command line and no supervisor configuration holds a secret.
+supervisor dies (Linux), and becomes the server. What is secret of its environment comes out of a private file: no
+command line and no supervisor configuration holds a password.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main(spec_file: str) -> None:
     if sys.platform == "linux":  # after the change of user, which would clear it
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.Signals[spec["last_signal"]].value)
     try:
-        os.execve(spec["argv"][0], spec["argv"], spec["env"])
+        os.execve(spec["argv"][0], spec["argv"], os.environ | spec["env"])  # noqa: S606
     except OSError as error:
         sys.exit(f"{spec['argv'][0]}: {error.strerror}; run `make install` again")
 

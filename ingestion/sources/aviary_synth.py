@@ -174,20 +174,18 @@ def plan(seed: int, number: int) -> Plan:
 def render(seed: int, plan: Plan) -> Floats:
     """The samples of a recording, float64 ``[samples]`` at 16 kHz, within full scale.
 
-    The power of all song, where there is song, over that of the background is ``plan.snr_db``; the species of one
-    recording are within 4 dB of each other.
+    ``plan.snr_db`` is the power of all song, while there is song, over that of the background within the band that
+    birds sing in: a rumble far below does not count. The species of one recording are within 8 dB of each other.
     """
     rng = np.random.default_rng((seed, 3, plan.number))
     samples = round(plan.duration_s * RATE_HZ)
     song = np.zeros(samples)
     for species, individual in zip(plan.species, plan.individuals, strict=True):
-        voice = np.random.default_rng(
-            (seed, 4, SPECIES.index(species), RECORDISTS.index(plan.recordist), individual)
-        )
-        song += 10 ** (rng.uniform(-2, 2) / 20) * _sing(species, voice, rng, samples)
+        voice = np.random.default_rng((seed, 4, SPECIES.index(species), RECORDISTS.index(plan.recordist), individual))
+        song += 10 ** (rng.uniform(-4, 4) / 20) * _sing(species, voice, rng, samples)
     noise = background(plan.recordist, rng, samples)
     sounding = np.abs(song) > 0.05 * np.abs(song).max()
-    wanted = np.mean(noise**2) * 10 ** (plan.snr_db / 10)
+    wanted = _power_in_band(noise) * 10 ** (plan.snr_db / 10)
     mixed = noise + song * np.sqrt(wanted / np.mean(song[sounding] ** 2))
     return np.asarray(mixed * (rng.uniform(0.3, 0.9) / np.abs(mixed).max()))
 
@@ -195,7 +193,8 @@ def render(seed: int, plan: Plan) -> Floats:
 def _sing(species: Species, voice: np.random.Generator, rng: np.random.Generator, samples: int) -> Floats:
     """One individual's song: ``voice`` is the bird's own (pitch, pace, order), ``rng`` this performance's."""
     pitch_hz = 3_000 * 2 ** voice.uniform(-0.5, 0.5)
-    pace = voice.uniform(0.82, 1.22)
+    pace = voice.uniform(0.80, 1.25)
+    reach, bend = voice.uniform(0.65, 1.2), voice.uniform(-0.12, 0.12)  # how far and how straight its notes move
     order = voice.integers(len(species.syllables), size=species.notes)
     if species.notes < len(species.syllables):  # one note a phrase: the birds still know more than one
         order = voice.permutation(len(species.syllables))[: species.notes]
@@ -208,7 +207,7 @@ def _sing(species: Species, voice: np.random.Generator, rng: np.random.Generator
         phrase_pitch = pitch_hz * 2 ** rng.normal(0, 0.04)
         for index in order:
             syllable = species.syllables[index]
-            sound = _syllable(syllable, phrase_pitch * 2 ** rng.normal(0, 0.015), pace, rng)
+            sound = _syllable(syllable, phrase_pitch * 2 ** rng.normal(0, 0.015), pace, reach, bend, rng)
             start = round(at * RATE_HZ)
             room = max(min(len(sound), samples - start), 0)
             out[start : start + room] += sound[:room]
@@ -218,21 +217,31 @@ def _sing(species: Species, voice: np.random.Generator, rng: np.random.Generator
     return out
 
 
-def _syllable(syllable: Syllable, pitch_hz: float, pace: float, rng: np.random.Generator) -> Floats:
+def _syllable(
+    syllable: Syllable, pitch_hz: float, pace: float, reach: float, bend: float, rng: np.random.Generator
+) -> Floats:
     """One sound: a swept sine with a weak second harmonic, under a smooth envelope."""
     samples = max(round(syllable.duration_s / pace * rng.uniform(0.94, 1.06) * RATE_HZ), 64)
     along = np.linspace(0, 1, samples)
     seconds = np.arange(samples) / RATE_HZ
-    octaves = np.interp(along, np.linspace(0, 1, len(syllable.contour)), syllable.contour)
+    octaves = reach * np.interp(along, np.linspace(0, 1, len(syllable.contour)), syllable.contour)
+    octaves += bend * np.sin(np.pi * along)
     rate, depth = syllable.vibrato
     if depth:
-        octaves = octaves + depth * np.sin(2 * np.pi * (rate * pace * seconds + rng.uniform()))
+        octaves += reach * depth * np.sin(2 * np.pi * (rate * pace * seconds + rng.uniform()))
     phase = 2 * np.pi * np.cumsum(pitch_hz * 2**octaves) / RATE_HZ
     edge = min(0.012, syllable.duration_s / 4)
     envelope = np.minimum(1, np.minimum(seconds, seconds[::-1]) / edge)
     if syllable.tremolo_hz:
         envelope = envelope * (0.5 - 0.5 * np.cos(2 * np.pi * syllable.tremolo_hz * pace * seconds)) ** 1.5
     return np.asarray(envelope * (np.sin(phase) + 0.08 * np.sin(2 * phase)))
+
+
+def _power_in_band(sound: Floats) -> float:
+    """Mean square of what lies between 1.5 and 7.5 kHz."""
+    hz = np.fft.rfftfreq(len(sound), 1 / RATE_HZ)
+    power = np.abs(np.fft.rfft(sound)) ** 2
+    return float(2 * power[(hz > 1_500) & (hz < 7_500)].sum() / len(sound) ** 2)
 
 
 def background(recordist: Recordist, rng: np.random.Generator, samples: int) -> Floats:
@@ -271,7 +280,8 @@ def background(recordist: Recordist, rng: np.random.Generator, samples: int) -> 
 def _noise(rng: np.random.Generator, samples: int, gain: Callable[[Floats], Floats]) -> Floats:
     """Gaussian noise with the amplitude spectrum ``gain(hz)``, mean square 1."""
     spectrum = np.fft.rfft(rng.standard_normal(samples))
-    return _unit(np.fft.irfft(spectrum * gain(np.fft.rfftfreq(samples, 1 / RATE_HZ)), samples))
+    hz = np.asarray(np.fft.rfftfreq(samples, 1 / RATE_HZ), np.float64)
+    return _unit(np.fft.irfft(spectrum * gain(hz), samples))
 
 
 def _pink(rng: np.random.Generator, samples: int) -> Floats:
@@ -291,5 +301,5 @@ def _croak(pitch_hz: float, rng: np.random.Generator) -> Floats:
     return np.asarray(pulses * np.sin(2 * np.pi * pitch_hz * seconds) * np.hanning(len(seconds)))
 
 
-def _unit(sound: Floats) -> Floats:
-    return np.asarray(sound / np.sqrt(np.mean(sound**2) + 1e-12))
+def _unit(sound: NDArray[np.floating]) -> Floats:
+    return np.asarray(sound / np.sqrt(np.mean(sound**2) + 1e-12), np.float64)

@@ -16,7 +16,7 @@ from torch import Tensor
 from ml.datasets.read import Version
 from storage.errors import Problem
 
-COLUMNS = ["clip_id", "recording_id", "species", "primary_species", "sample_rate", "pcm"]
+COLUMNS = ["clip_id", "recording_id", "species", "sample_rate", "pcm"]
 FULL_SCALE = 32_768.0
 
 
@@ -29,8 +29,8 @@ class Batch(NamedTuple):
 
 
 def fit_window(pcm: NDArray[np.int16], samples: int, start: float = 0.0) -> NDArray[np.int16]:
-    """Exactly `samples` of a clip: a longer one is cropped, `start` (0..1) of the way along what is left over; a shorter
-    one is repeated, because a stretch of digital silence is a sound that no microphone makes.
+    """Exactly `samples` of a clip: a longer one is cropped, `start` (0..1) of the way along what is left over; a
+    shorter one is repeated, because a stretch of digital silence is a sound that no microphone makes.
 
     Raises ValueError for a clip without samples.
     """
@@ -56,7 +56,6 @@ class Clips:
         self.keys: list[str] = table["clip_id"].to_pylist()
         self.recordings: list[str] = [str(name) for name in table["recording_id"].to_pylist()]
         self.species: list[tuple[str, ...]] = [tuple(names or ()) for names in table["species"].to_pylist()]
-        self.primary: list[str] = [name or "" for name in table["primary_species"].to_pylist()]
         self._pcm = [chunk for chunk in table["pcm"].chunks if len(chunk)]
         self._starts = np.cumsum([0, *(len(chunk) for chunk in self._pcm)])
         self._check(table, version.id, sample_rate)
@@ -71,7 +70,7 @@ class Clips:
         if (wrong := rate != sample_rate).any():
             row = int(wrong.argmax())
             raise Problem(
-                f"clip {self.keys[row]} of dataset version {version} has {rate[row]} samples a second", 
+                f"clip {self.keys[row]} of dataset version {version} has {rate[row]} samples a second",
                 f"The model listens at {sample_rate}; set sample_rate to match or freeze clips of one rate",
             )
 
@@ -119,14 +118,12 @@ def vocabulary(clips: Clips) -> list[str]:
 
 
 def shuffled(clips: Clips, labels: Sequence[str], samples: int, size: int, seed: int) -> Iterator[Batch]:
-    """One pass over the clips in a random order that `seed` fixes, cut at random places. The last batch of a pass may be
-    smaller, but never a single clip (batch normalization needs two)."""
+    """One pass over the clips in a random order that `seed` fixes, cut at random places. The last batch may be
+    smaller."""
     random = np.random.default_rng(seed)
     order = random.permutation(len(clips))
     truth = torch.from_numpy(clips.targets(labels).astype(np.float32))
     for first in range(0, len(order), size):
         rows = order[first : first + size].tolist()
-        if len(rows) == 1 and len(order) > 1:
-            rows.append(int(order[0]))
         wave = clips.waves(rows, samples, random.random(len(rows)).tolist())
         yield Batch(wave, truth[rows], int(random.integers(2**62)))

@@ -28,13 +28,12 @@ SPLIT = "valid"
 class Heard:
     """Rows with what is there and what a model says.
 
-    `units` names each row's recording, `species` what is heard in it, `primary` the one in the foreground ("" for none);
-    `scores` (rows, labels) are the model's probabilities and `named` its answers.
+    `units` names each row's recording, `species` what is heard in it; `scores` (rows, labels) are the model's
+    probabilities and `named` its answers, "" for none.
     """
 
     units: list[str]
     species: list[tuple[str, ...]]
-    primary: list[str]
     labels: list[str]
     scores: Numbers
     named: list[str]
@@ -50,7 +49,7 @@ def hear(model: Identifier, clips: Clips) -> Heard:
     """What a model says about the clips of a split."""
     scores = probabilities(model, clips)
     named = [model.name_of(row)[0] for row in scores]
-    return Heard(clips.recordings, clips.species, clips.primary, model.labels, scores, named)
+    return Heard(clips.recordings, clips.species, model.labels, scores, named)
 
 
 def evaluate(run_folder: Path, version: Version, split: str = SPLIT) -> Evaluation:
@@ -70,16 +69,13 @@ def metrics(run_folder: Path, version: Version, split: str = SPLIT) -> list[dict
 
 
 def measure(heard: Heard, commonest: str) -> list[dict[str, Any]]:
-    """Macro average precision beside the class prior, and the share of clips named right beside the answer that is
-    commonest in training."""
-    answers = np.array(heard.named, dtype=object)
+    """Macro average precision beside the class prior, and the share of rows named right beside the answer that would be
+    right most often in training."""
+    always = [commonest] * len(heard.named)
     return [
         metric("macro average precision", average_precision_of(heard), "class prior", prior(heard)),
-        metric(
-            "top-1 accuracy", accuracy(heard, answers), "commonest species of training",
-            accuracy(heard, np.full(len(answers), commonest, dtype=object)),
-        ),
-    ]  # fmt: skip
+        metric("top-1 accuracy", accuracy(heard, heard.named), "commonest answer of training", accuracy(heard, always)),
+    ]
 
 
 def average_precision_of(heard: Heard) -> Evaluation:
@@ -99,11 +95,13 @@ def prior(heard: Heard) -> Evaluation:
     return _macro(heard.units, truth, np.zeros(truth.shape))
 
 
-def accuracy(heard: Heard, answers: NDArray[Any]) -> Evaluation:
-    """The share of rows whose primary species (or none) is the answer."""
+def accuracy(heard: Heard, answers: Sequence[str]) -> Evaluation:
+    """The share of rows whose answer is right: a species that is heard there, or "" where none is."""
     names, unit_of_row = np.unique(heard.units, return_inverse=True)
-    right = answers == np.array(heard.primary, dtype=object)
-    sums = np.stack([np.bincount(unit_of_row, right.astype(float)), np.bincount(unit_of_row)], axis=1)
+    pairs = zip(answers, heard.species, strict=True)
+    right = np.array([answer in species or (answer == NONE and not species) for answer, species in pairs], float)
+    sums = np.zeros((len(names), 2))  # of each recording: right answers, rows
+    np.add.at(sums, unit_of_row, np.stack([right, np.ones(len(right))], axis=1))
     return from_sums(names.tolist(), sums, lambda s: s[:, 0] / s[:, 1], "more")
 
 
@@ -127,9 +125,9 @@ def by_species(heard: Heard) -> list[dict[str, Any]]:
 def evaluate_folder(model: Identifier, folder: Path, labels: Path) -> dict[str, Any]:
     """Scores of a model on audio files: {"model", "files", "metrics": […], "species": […], "unknown": […]}.
 
-    `labels` is a CSV file with the columns `file` (relative to the folder) and `scientific_name`, empty where none of the
-    species is heard; a file with several species has several lines, the first one its primary. A file's score for a
-    species is the highest of its windows. `unknown` lists species the model has no label for; they count all the same.
+    `labels` is a CSV file with the columns `file` (relative to the folder) and `scientific_name`, empty where none of
+    the species is heard; a file with several species has several lines. A file's score for a species is the highest of
+    its windows. `unknown` lists species the model has no label for; they count all the same.
     Raises Problem for a missing file, a damaged one, and a CSV file without those columns.
     """
     truth = read_labels(labels)
@@ -141,7 +139,6 @@ def evaluate_folder(model: Identifier, folder: Path, labels: Path) -> dict[str, 
     heard = Heard(
         units=files,
         species=species,
-        primary=[names[0] if names else NONE for names in species],
         labels=model.labels,
         scores=np.array(scores),
         named=[model.name_of(row)[0] for row in scores],

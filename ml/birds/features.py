@@ -20,7 +20,7 @@ def hertz_to_mel(hertz: float) -> float:
 
 def mel_to_hertz(mel: float) -> float:
     """The inverse of `hertz_to_mel`."""
-    return 700.0 * (10.0 ** (mel / 2595.0) - 1.0)
+    return 700.0 * (math.pow(10.0, mel / 2595.0) - 1.0)
 
 
 def mel_filterbank(sample_rate: int, n_fft: int, mels: int, f_min: float, f_max: float) -> Tensor:
@@ -55,7 +55,7 @@ class MelSpectrogram(nn.Module):
         self.bank: Tensor
 
     def forward(self, wave: Tensor) -> Tensor:
-        """Mel power of each frame. Raises ValueError for a waveform shorter than half a frame, which cannot be padded."""
+        """Mel power of each frame. Raises ValueError for a waveform too short to be reflected at its ends."""
         if wave.shape[-1] <= self.n_fft // 2:
             raise ValueError(f"a waveform of {wave.shape[-1]} samples is too short for frames of {self.n_fft}")
         spectrum = torch.stft(wave, self.n_fft, self.hop, window=self.window, return_complex=True)

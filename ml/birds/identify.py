@@ -36,7 +36,7 @@ class Window:
 
 
 class Identifier:
-    """A trained network with its labels, its threshold and what it was trained on (`about`, the folder's model.json)."""
+    """A trained network with its labels and threshold; `about` is the folder's model.json."""
 
     def __init__(self, network: BirdNetwork, about: dict[str, Any], name: str) -> None:
         self.network = network
@@ -70,7 +70,7 @@ class Identifier:
         }
 
     def name_of(self, scores: Numbers) -> tuple[str, float]:
-        """The surest species of label probabilities (labels,), or "" with the probability of none, below the threshold."""
+        """The surest species of label probabilities (labels,); below the threshold "" and the probability of none."""
         best = int(scores.argmax())
         score = float(scores[best])
         return (self.labels[best], score) if score >= self.threshold else (NONE, 1.0 - score)
@@ -99,7 +99,7 @@ class Identifier:
         return out
 
     def _cut(self, path: Path) -> Iterator[tuple[int, NDArray[np.int16]]]:
-        """(first sample, samples) of each window. The samples are 16 bit, as in the clips that the model learned from."""
+        """(first sample, samples) of each window; 16 bit, as in the clips that the model learned from."""
         config = self.network.config
         before: tuple[int, NDArray[np.int16]] | None = None
         try:

@@ -33,21 +33,20 @@ def macro_average_precision(truth: Truth, scores: Numbers) -> Callable[[Numbers]
     def score(weights: Numbers) -> Numbers:
         found = np.stack([_average_precisions(*label, weights) for label in labels])
         counts = np.sum(~np.isnan(found), axis=0)
-        return np.where(counts > 0, np.nansum(found, axis=0) / np.maximum(counts, 1), np.nan)
+        mean: Numbers = np.where(counts > 0, np.nansum(found, axis=0) / np.maximum(counts, 1), np.nan)
+        return mean
 
     return score
 
 
 def _sorted(truth: Truth, scores: Numbers) -> tuple[NDArray[np.int64], Truth, NDArray[np.int64]]:
-    """The order of falling score, the truth in that order, and the place of the last row of each run of equal scores."""
+    """The order of falling score, the truth in that order, and the last place of each run of equal scores."""
     order = np.argsort(-scores, kind="stable")
     ranked = scores[order]
     return order, truth[order], np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True)[: len(ranked)])
 
 
-def _average_precisions(
-    order: NDArray[np.int64], truth: Truth, last: NDArray[np.int64], weights: Numbers
-) -> Numbers:
+def _average_precisions(order: NDArray[np.int64], truth: Truth, last: NDArray[np.int64], weights: Numbers) -> Numbers:
     """Average precision of one label for many row weights (samples, rows) at once: (samples,)."""
     if len(order) == 0:
         return np.full(len(weights), np.nan)
@@ -55,10 +54,8 @@ def _average_precisions(
     seen = np.cumsum(ranked, axis=1)[:, last]
     hits = np.cumsum(ranked * truth, axis=1)[:, last]
     precision = hits / np.maximum(seen, 1e-12)
-    steps = np.diff(hits, axis=1, prepend=0.0)
-    return np.divide(
-        (steps * precision).sum(axis=1), hits[:, -1], out=np.full(len(weights), np.nan), where=hits[:, -1] > 0
-    )
+    found = np.sum(np.diff(hits, axis=1, prepend=0.0) * precision, axis=1)
+    return np.divide(found, hits[:, -1], out=np.full(len(weights), np.nan), where=hits[:, -1] > 0)
 
 
 def surest(scores: Numbers, threshold: float) -> NDArray[np.int64]:

@@ -85,9 +85,7 @@ class BirdNetwork(nn.Module):
         if config.frontend not in ("logmel", "pcen"):
             raise ValueError(f"frontend must be logmel or pcen, not {config.frontend!r}")
         self.config = config
-        self.mel = MelSpectrogram(
-            config.sample_rate, config.n_fft, config.hop, config.mels, config.f_min, config.f_max
-        )
+        self.mel = MelSpectrogram(config.sample_rate, config.n_fft, config.hop, config.mels, config.f_min, config.f_max)
         self.level = PCEN(config.mels) if config.frontend == "pcen" else LogMel()
         widths = [1, *(config.channels * 2**i for i in range(4))]
         self.blocks = nn.ModuleList(

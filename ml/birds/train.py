@@ -4,10 +4,10 @@ Leaves a run folder that is the model: `ml.birds.identify.load(RUN)` needs nothi
 """
 
 import dataclasses
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from ml.birds import pictures
 from ml.birds.data import Batch, Clips, shuffled, vocabulary
 from ml.birds.evaluate import SPLIT, Heard, hear, measure, probabilities
 from ml.birds.features import mix, shift_and_gain
-from ml.birds.identify import Identifier
+from ml.birds.identify import NONE, Identifier
 from ml.birds.metrics import Truth, best_threshold
 from ml.birds.model import BirdNetwork, ModelConfig, binary_cross_entropy
 from ml.datasets.read import Version
@@ -32,18 +32,32 @@ FAMILY = "birds"
 PRESETS: dict[str, tuple[ModelConfig, TrainConfig]] = {
     "smoke": (
         ModelConfig(),
-        TrainConfig(preset="smoke", steps=400, batch=16, learning_rate=3e-3, warmup=40, evaluate_every=100, threads=2),
+        TrainConfig(preset="smoke", steps=300, batch=16, learning_rate=3e-3, warmup=30, evaluate_every=100, threads=2),
     ),
     "cpu": (
         ModelConfig(channels=24),
         TrainConfig(
-            preset="cpu", steps=4_000, batch=32, learning_rate=2e-3, warmup=200, evaluate_every=200, patience=8, threads=2
+            preset="cpu",
+            steps=4_000,
+            batch=32,
+            learning_rate=2e-3,
+            warmup=200,
+            evaluate_every=200,
+            patience=8,
+            threads=2,
         ),
     ),
     "gpu": (
         ModelConfig(channels=64, dropout=0.2),
         TrainConfig(
-            preset="gpu", steps=12_000, batch=128, learning_rate=1e-3, warmup=500, evaluate_every=250, patience=12, threads=4
+            preset="gpu",
+            steps=12_000,
+            batch=128,
+            learning_rate=1e-3,
+            warmup=500,
+            evaluate_every=250,
+            patience=12,
+            threads=4,
         ),
     ),
 }
@@ -92,6 +106,11 @@ def train(uri: str, run: Path, model: ModelConfig, config: TrainConfig, resume: 
     version = Version(uri)
     clips, valid = Clips(version, "train", model.sample_rate), Clips(version, SPLIT, model.sample_rate)
     labels = vocabulary(clips)
+    if not valid.targets(labels).any():
+        raise Problem(
+            f"no {SPLIT} clip of dataset version {version.id} holds a species that training clips hold",
+            "Freeze a version whose splits share species",
+        )
     prepare(config)
     try:
         network = BirdNetwork(model, len(labels))
@@ -102,12 +121,13 @@ def train(uri: str, run: Path, model: ModelConfig, config: TrainConfig, resume: 
     settle(run, {"family": FAMILY, "dataset": version.id, **settings}, resume)
     fit(BirdTask(network, clips, valid, labels, config.batch), config, run, resume)
 
-    about = {
+    commonest = _commonest(clips)
+    about: dict[str, Any] = {
         "family": FAMILY,
         "model": dataclasses.asdict(model),
         "labels": labels,
         "threshold": 0.5,
-        "commonest": Counter(clips.primary).most_common(1)[0][0],
+        "commonest": commonest,
         "dataset": version.describe(),
         "code": code(),
     }
@@ -115,8 +135,13 @@ def train(uri: str, run: Path, model: ModelConfig, config: TrainConfig, resume: 
     about["threshold"] = identifier.threshold = best_threshold(valid.targets(labels), probabilities(identifier, valid))
     write_json(run / "model.json", about)
     heard = hear(identifier, valid)
-    write_scores(run, FAMILY, version.id, SPLIT, measure(heard, about["commonest"]))
+    write_scores(run, FAMILY, version.id, SPLIT, measure(heard, commonest))
     _report(run, identifier, clips, valid, heard)
+
+
+def _commonest(clips: Clips) -> str:
+    """The answer that is right most often: a species, or "" where most clips hold none."""
+    return Counter(name for names in clips.species for name in names or (NONE,)).most_common(1)[0][0]
 
 
 def _start_at_prior(network: BirdNetwork, truth: Truth) -> None:
@@ -136,9 +161,10 @@ def _report(run: Path, model: Identifier, clips: Clips, valid: Clips, heard: Hea
         title,
         f"Names the species heard in a recording, of these: {names}.",
         [
-            f"Knows {len(model.labels)} species, learnt from {len(clips)} clips; hears nothing else, and may take another bird for one of them.",
+            f"Knows {len(model.labels)} species, learnt from {len(clips)} clips, and may take another bird for one of "
+            "them.",
             f"Listens at {model.network.config.sample_rate} Hz in windows of {model.network.config.window_s:g} s.",
-            f"A species is named from a probability of {model.threshold:.2f}, chosen on the split that the scores are from.",
+            f"Names a species from a probability of {model.threshold:.2f} on, which was chosen on the split {SPLIT}.",
         ],
     )
 

@@ -1,7 +1,7 @@
 """From a model to a translation: the likeliest next number each time (greedy), or a beam of hypotheses.
 
-Both decode a whole batch and drop a sentence as soon as it is done. What comes out for a sentence does not depend on the
-sentences beside it.
+Both decode a whole batch and drop a sentence as soon as it is done. What comes out for a sentence does not depend on
+the sentences beside it.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
 """Text to subword numbers and back, with a vocabulary learnt from the train split.
 
 Any text can be encoded: what the vocabulary does not hold is spelled in UTF-8 bytes (sentencepiece's byte fallback).
-One vocabulary serves both languages, as names and placeholders are written alike in them. A source begins with a token that
-names the target language, so that one model can hold several pairs (Johnson et al. 2017).
+One vocabulary serves both languages, as names and placeholders are written alike in them. A source begins with a token
+that names the target language, so that one model can hold several pairs (Johnson et al. 2017).
 """
 
 import io

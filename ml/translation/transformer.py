@@ -4,10 +4,11 @@ Shapes: B sentences, K hypotheses of each in a search, S source and T target pos
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ml.training.layers import Dropout
@@ -27,7 +28,7 @@ class Attention(nn.Module):
 
     def split(self, x: Tensor) -> Tensor:
         """(B, T, W) -> (B, H, T, D)."""
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
     def remember(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, S, W) -> keys and values, (B, H, S, D) each."""
@@ -38,7 +39,9 @@ class Attention(nn.Module):
         self, x: Tensor, memory: tuple[Tensor, Tensor], mask: Tensor | None = None, causal: bool = False
     ) -> Tensor:
         """Queries from x (B, T, W) over a memory; `mask` (B, 1, 1, S) is true where a position may be seen."""
-        seen = F.scaled_dot_product_attention(self.split(self.query(x)), *memory, attn_mask=mask, is_causal=causal)
+        seen = nn.functional.scaled_dot_product_attention(
+            self.split(self.query(x)), *memory, attn_mask=mask, is_causal=causal
+        )
         return self.out(seen.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def weights(self, x: Tensor, memory: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
@@ -137,6 +140,9 @@ class Transformer(nn.Module):
         with torch.no_grad():
             self.embedding.weight[PAD].zero_()
 
+    def decoder_layers(self) -> Iterator[DecoderLayer]:
+        return cast(Iterator[DecoderLayer], iter(self.decoder))
+
     def embed(self, tokens: Tensor, first: int = 0) -> Tensor:
         """(B, T) -> (B, T, W): scaled embeddings plus sinusoids for the positions first, first + 1, …"""
         x = self.embedding(tokens) * math.sqrt(self.width)
@@ -154,24 +160,24 @@ class Transformer(nn.Module):
         """(B, S), (B, T) -> (B, T, W). Padding of the target needs no mask: it lies behind all that looks back."""
         memory, mask = self.encode(source)
         x = self.embed(target)
-        for layer in self.decoder:
+        for layer in self.decoder_layers():
             x = layer(x, layer.cross_attention.remember(memory), mask)
         return self.norm_decoder(x)  # type: ignore[no-any-return]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., W) -> (..., vocabulary), with the embedding as the output's weights (Press & Wolf 2017)."""
-        return F.linear(hidden, self.embedding.weight)
+        return nn.functional.linear(hidden, self.embedding.weight)
 
     def start(self, source: Tensor, beam: int) -> TransformerState:
         memory, mask = self.encode(source)
-        kept = [layer.cross_attention.remember(memory) for layer in self.decoder]
+        kept = [layer.cross_attention.remember(memory) for layer in self.decoder_layers()]
         return TransformerState(mask, kept, [None] * len(kept), beam)
 
     def step(self, tokens: Tensor, state: TransformerState) -> Tensor:
         """(B, K) -> (B, K, vocabulary); adds the position to the state."""
         x = self.embedding(tokens) * math.sqrt(self.width)
         x = x + positions(state.length, 1, self.width).to(x)
-        for i, layer in enumerate(self.decoder):
+        for i, layer in enumerate(self.decoder_layers()):
             x, state.past[i] = layer.step(x, state.past[i], state.source[i], state.mask)
         state.length += 1
         return self.logits(self.norm_decoder(x))
@@ -181,7 +187,7 @@ class Transformer(nn.Module):
         memory, mask = self.encode(source)
         x = self.embed(target)
         weights = x.new_zeros(())
-        for layer in self.decoder:
+        for layer in self.decoder_layers():
             kept = layer.cross_attention.remember(memory)
             normed = layer.norm_self(x)
             inside = x + layer.self_attention(normed, layer.self_attention.remember(normed), causal=True)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 QUARANTINE_SHARE = 0.05  # of the records; past it the load is rejected
 ENOUGH = 100  # rows from which on a distribution says something
 FEW = 20  # rows up to which a change of size says nothing
+SHIFT = 0.25  # nats of Kullback-Leibler divergence from the shares accepted last
 SHRINK, GROW = 0.5, 4.0  # a snapshot may become so much smaller or larger from one load to the next
 
 
@@ -89,7 +90,7 @@ def size(before: dict[str, Any], mode: str) -> gx.expectations.Expectation:
 
 
 def drift(before: dict[str, Any], now: dict[str, Any], columns: dict[str, str]) -> list[Any]:
-    """Learnt ranges: how full a column is (critical when it empties), and its mean (a warning)."""
+    """Learnt ranges: how full a column is (critical when it empties); shares of categories and means (warnings)."""
     import great_expectations.expectations as gxe
 
     found: list[Any] = []
@@ -106,6 +107,17 @@ def drift(before: dict[str, Any], now: dict[str, Any], columns: dict[str, str]) 
                     max_value=1.0,
                     severity="critical" if old["filled"] > 0.5 else "warning",
                     notes=f"{name} was filled to {old['filled']:.0%}",
+                )
+            )
+        if old.get("shares"):
+            found.append(
+                gxe.ExpectColumnKLDivergenceToBeLessThan(
+                    column=name,
+                    partition_object={"values": list(old["shares"]), "weights": list(old["shares"].values())},
+                    threshold=SHIFT,
+                    tail_weight_holdout=0.02,  # what a category that is new may weigh before it counts as a shift
+                    severity="warning",
+                    notes=f"the shares of the values of {name} are about as before",
                 )
             )
         if columns.get(name) in NUMBERS and old["mean"] is not None and old["spread"]:

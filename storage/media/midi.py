@@ -9,13 +9,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 from storage.errors import Problem
 from storage.media.frames import Note, to_notes
-
-if TYPE_CHECKING:
-    from symusic.core import ScoreTick
 
 CONTENT_TYPE = "audio/midi"
 MAX_BYTES = 16 << 20
@@ -89,10 +86,10 @@ def write(
     parts: dict[int, list[Note]] = defaultdict(list)
     for note in notes:
         parts[note.part].append(note)
-    score = Score(TICKS)
+    score: Any = Score(TICKS)
     score.tempos.append(Tempo(0, qpm=tempo_bpm))
     for part in range(max(parts, default=-1) + 1):
-        track = Track(name=tracks[part] if part < len(tracks) else "", program=program)
+        track: Any = Track(name=tracks[part] if part < len(tracks) else "", program=program)
         for start, end, note in _spans(parts[part]):
             track.notes.append(MidiNote(start, end - start, note.pitch, note.velocity or DEFAULT_VELOCITY))
         score.tracks.append(track)
@@ -104,7 +101,7 @@ def from_frames(frames: Sequence[Sequence[int]], grid: str, *, tempo_bpm: float 
     return write(to_notes(frames, grid), tempo_bpm=tempo_bpm)
 
 
-def _parse(data: bytes, name: str) -> ScoreTick:
+def _parse(data: bytes, name: str) -> Any:
     from symusic import Score
 
     try:

@@ -241,7 +241,7 @@ grant usage on schema marts to analyst, trainer;
 grant select on all tables in schema ops to loader, transformer, trainer;
 grant insert, update on ops.load, ops.cursor, ops.ledger, ops.audit, ops.quarantine to loader;
 grant insert on ops.landing to loader;
-grant delete on ops.landing, ops.quarantine to loader;
+grant delete on ops.load, ops.cursor, ops.landing, ops.quarantine to loader;
 grant insert on ops.audit to transformer;
 grant insert, delete on ops.publication to transformer;
 

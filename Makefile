@@ -1,0 +1,61 @@
+# Lyrebird. `make help` lists what there is.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+BIN := .venv/bin
+AREA ?=
+DATA ?=
+
+.PHONY: help install run up down status test test-long unit lint format bench docs clean constraints
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: .venv/.installed ## Make .venv and install the pinned dependencies (PYTHON=… picks the interpreter)
+
+.venv/.installed: pyproject.toml constraints.txt infra/install.sh
+	@infra/install.sh
+
+run: install ## Start everything and run the whole chain through Airflow (DATA=FOLDER adds real data)
+	@$(BIN)/lyrebird run $(if $(DATA),--data "$(DATA)")
+
+up: install ## Start the servers and the web pages
+	@$(BIN)/lyrebird up
+
+down: install ## Stop them; nothing is lost
+	@$(BIN)/lyrebird down
+
+status: install ## How each server is doing
+	@$(BIN)/lyrebird status
+
+test: install ## All tests but the long ones, against real servers in a temporary folder
+	@$(BIN)/python -m pytest -m "not long"
+
+test-long: install ## All tests
+	@$(BIN)/python -m pytest
+
+unit: install ## The fast tests, without servers, in under a minute
+	@$(BIN)/python -m pytest tests/unit -n 2
+
+lint: install ## ruff, mypy, sqlfluff, import-linter
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/sqlfluff lint dbt_project --processes 2
+
+format: install ## Let ruff and sqlfluff put the code into shape
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format . ; $(BIN)/sqlfluff fix dbt_project
+
+bench: install ## Measure against peers (AREA=…); writes docs/benchmarks
+	@$(BIN)/python -m pytest tests/benchmarks --benchmark-area "$(AREA)"
+
+docs: install ## dbt docs, data dictionary and diagrams, from the running stack
+	@$(BIN)/lyrebird docs
+
+constraints: install ## Write constraints.txt anew from what is installed
+	@$(BIN)/python -m pip list --format=freeze | grep -viE '^(lyrebird|pip|setuptools|wheel)==' | sed 's/+cpu//' | sort -f > constraints.new
+	@(head -1 constraints.txt; cat constraints.new) > constraints.tmp && mv constraints.tmp constraints.txt && rm constraints.new
+
+clean: ## Stop the stack; remove the environment and all state (asks first)
+	@printf 'This removes .venv and the state in .lyrebird with all its data. Go on? [y/N] '; read -r answer; [ "$$answer" = y ]
+	@[ ! -x $(BIN)/lyrebird ] || $(BIN)/lyrebird down
+	@rm -rf .venv .lyrebird

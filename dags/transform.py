@@ -1,0 +1,53 @@
+"""One Airflow DAG for each domain of the warehouse: core, splits, candidate marts, audit, publish, announce.
+
+It runs whenever one of the domain's sources has published something. Readers see the marts only after the audit, all
+of a domain at once; when anything fails they keep the marts they have.
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+from operator import or_
+
+from airflow.sdk import DAG, Asset, chain
+from wiring import COMMON, DOMAIN_OF, announce, asset, command
+
+from ingestion import catalogue
+
+STEPS = ("core", "splits", "marts", "audit", "publish")
+
+
+def sources_of(domain: str) -> list[Asset]:
+    """What the domain waits for: sources that no other source derives from (a derived one announces both)."""
+    sources = [source for source in catalogue.sources() if source.domain == domain]
+    derived_from = {name for source in sources for name in source.after}
+    return [asset("raw", source.name) for source in sources if source.name not in derived_from]
+
+
+def transform_dag(domain: str, waits_for: list[Asset]) -> DAG:
+    """The DAG of one domain."""
+    with DAG(
+        dag_id=f"transform_{domain}",
+        schedule=reduce(or_, waits_for),
+        description=f"Build, audit and publish the marts of {domain}",
+        tags=["transform", domain],
+        doc_md=f"dbt builds `staging` and `core`, new leakage groups get their split, dbt builds the candidates in "
+        f"`marts_next_{domain}`, Great Expectations audits them, and one transaction shows them in `marts`.\n\n"
+        f"A red `core` or `marts`: dbt's message is in the log; a second try runs only what failed. A red `audit`: the "
+        f"Data Docs link is in the log. Readers keep the last good marts in every case.",
+        **COMMON,
+    ) as dag:
+        steps = [
+            command.override(task_id=step, pool="transform")(
+                "transformer", ["transform", domain, "--step", step, "--json"]
+            )
+            for step in STEPS
+        ]
+        chain(*steps)
+        announce(asset("marts", domain))(steps[-1])
+    return dag
+
+
+for name in ("birds", "music", "text"):
+    globals()[f"transform_{name}"] = transform_dag(name, sources_of(name))
+transform_platform = transform_dag("platform", [asset("predictions", family) for family in DOMAIN_OF])

@@ -1,0 +1,7 @@
+{{ config(unique_key=['recording_id', 'species_id']) }}
+
+select
+    recording_id,
+    {{ surrogate_key(['scientific_name']) }} as species_id,
+    role
+from {{ ref('int_birds_species_heard') }}

@@ -1,0 +1,8 @@
+{{ config(unique_key=['piece_id', 'start_quarters']) }}
+
+select
+    piece_id,
+    0::double precision as start_quarters,
+    key_signature
+from {{ ref('int_music_pieces') }}
+where key_signature is not null

@@ -1,0 +1,13 @@
+{{ config(materialized='sweep', contract={'enforced': false}) }}
+
+{{ sweep([
+    ref('note'),
+    ref('part'),
+    ref('time_span'),
+    ref('key_span'),
+    ref('piece_roll'),
+    ref('piece'),
+    ref('instrument'),
+    ref('work'),
+    ref('composer'),
+]) }}

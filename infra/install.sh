@@ -1,0 +1,38 @@
+#!/bin/sh
+# Make .venv and install the pinned dependencies. Safe to interrupt and to run again: it goes on where it stopped.
+set -eu
+cd "$(dirname "$0")/.."
+
+say() { printf '%s\n' "$*" >&2; }
+fail() { say "lyrebird: $*"; exit 1; }
+
+python=${PYTHON:-}
+if [ -z "$python" ]; then
+    for candidate in python3.11 python3.12 python3.13 python3; do
+        if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
+            python=$candidate
+            break
+        fi
+    done
+fi
+[ -n "$python" ] || fail "no Python 3.11, 3.12 or 3.13 found. Install one, or name it: make install PYTHON=/path/to/python"
+"$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null ||
+    fail "$python is $("$python" --version 2>&1 || true). Python 3.11, 3.12 or 3.13 is needed: make install PYTHON=/path/to/python"
+"$python" -c 'import venv, ensurepip' 2>/dev/null ||
+    fail "$python cannot make virtual environments. On Debian and Ubuntu: sudo apt install python3-venv"
+
+free_mb=$(df -Pm . | awk 'NR == 2 {print $4}')
+[ "$free_mb" -ge 5000 ] || fail "only $free_mb MB are free in $(pwd). The environment needs 3 GB and the data 2 GB more"
+
+if [ -x .venv/bin/python ] && ! .venv/bin/python -c 'import pip' 2>/dev/null; then
+    say "The environment in .venv is broken; making it anew."
+    rm -rf .venv
+fi
+[ -x .venv/bin/python ] || "$python" -m venv .venv
+say "Installing $(grep -c == constraints.txt) pinned packages into .venv: about 0.9 GB to download, 2.5 GB on disk, 3 to 5 minutes."
+say "After that nothing is downloaded any more."
+.venv/bin/python -m pip install --quiet --progress-bar off --disable-pip-version-check \
+    -e '.[train,predict,demo,dev]' -c constraints.txt ||
+    fail "the installation stopped. Is the network up? Run the same command again: what is there already is kept"
+touch .venv/.installed
+say "Installed."
