@@ -82,7 +82,10 @@ def total(answers: Any, field: str) -> int:
 
 
 def announce(what: Asset, task_id: str = "announce") -> Any:
-    """A task that emits ``what`` when the number it is given (or an answer's ``number``) is larger than that of the asset's last event."""
+    """A task that emits ``what`` when the number it is given has grown since the asset's last event.
+
+    It takes a number, or an answer with a field ``number``.
+    """
 
     @task(task_id=task_id, outlets=[what], inlets=[what], retries=2)
     def tell(answer: Any, *, inlet_events: Any, outlet_events: Any) -> int:

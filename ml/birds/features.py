@@ -110,6 +110,7 @@ def mask_bands(picture: Tensor, generator: torch.Generator, time: int, mel: int)
     `picture` is (batch, frames, mels); `time` and `mel` are the greatest widths, 0 for none. The random numbers are
     drawn on the CPU, so a GPU masks what a CPU would.
     """
+    mean = picture.mean(dim=(1, 2), keepdim=True)
     for axis, widest in ((1, time), (2, mel)):
         size = picture.shape[axis]
         if widest <= 0:
@@ -120,7 +121,7 @@ def mask_bands(picture: Tensor, generator: torch.Generator, time: int, mel: int)
         place = torch.arange(size)
         hidden = (place >= start[:, None]) & (place < (start + width)[:, None])
         hidden = hidden[:, :, None] if axis == 1 else hidden[:, None, :]
-        picture = torch.where(hidden.to(picture.device), picture.mean(dim=(1, 2), keepdim=True), picture)
+        picture = torch.where(hidden.to(picture.device), mean, picture)
     return picture
 
 

@@ -33,7 +33,7 @@ def macro_average_precision(truth: Truth, scores: Numbers) -> Callable[[Numbers]
     def score(weights: Numbers) -> Numbers:
         found = np.stack([_average_precisions(*label, weights) for label in labels])
         counts = np.sum(~np.isnan(found), axis=0)
-        mean: Numbers = np.where(counts > 0, np.nansum(found, axis=0) / np.maximum(counts, 1), np.nan)
+        return np.asarray(np.where(counts > 0, np.nansum(found, axis=0) / np.maximum(counts, 1), np.nan))
         return mean
 
     return score

@@ -348,7 +348,8 @@ def _facts(db: connection, layout: Layout, mart: str, condition: str) -> dict[st
         by_split = {
             row.pop("split"): row
             for row in select(
-                f"select split, count(*) as rows, count(distinct group_key) as groups{totals} from {chosen} group by split"
+                f"select split, count(*) as rows, count(distinct group_key) as groups{totals} "
+                f"from {chosen} group by split"
             )
         }
         unknown = by_split.keys() - set(SPLITS)
@@ -360,8 +361,8 @@ def _facts(db: connection, layout: Layout, mart: str, condition: str) -> dict[st
         }
         for name, expression in layout.counts.items():
             for row in select(
-                f"select split, value, count(*) as rows from (select split, {expression} as value from {chosen}) as each "
-                "group by split, value order by split, value"
+                f"select split, value, count(*) as rows from (select split, {expression} as value from {chosen}) "
+                "as each group by split, value order by split, value"
             ):
                 statistics[row["split"]].setdefault(name, {})[str(row["value"])] = row["rows"]
         simulated = "bool_or(is_simulated)" if "is_simulated" in layout.columns else "false"
@@ -379,7 +380,8 @@ def _facts(db: connection, layout: Layout, mart: str, condition: str) -> dict[st
             "select source, max(load) as load from ops.load where state = 'published' group by source order by source"
         )
         sql.execute(
-            "select version, schema, invocation_id from ops.publication where domain = %s order by version desc limit 1",
+            "select version, schema, invocation_id from ops.publication where domain = %s "
+            "order by version desc limit 1",
             (layout.domain,),
         )
         publication = sql.fetchone()
@@ -589,14 +591,14 @@ def _record(db: connection, manifest: dict[str, Any], uri: str) -> None:
 def _select(
     settings: Settings, condition: str, values: Iterable[Any], manifest: str = "manifest"
 ) -> list[dict[str, Any]]:
-    with closing(warehouse.connect(settings)) as db, db:
-        with db.cursor(cursor_factory=psycopg2.extras.RealDictCursor) as sql:
-            sql.execute(
-                'select version, name, mart, where_clause as "where", rows, uri, created_at, '
-                f"{manifest} as manifest from ml.dataset where {condition} order by created_at desc, version",
-                tuple(values),
-            )
-            return [dict(row) for row in sql.fetchall()]
+    rows = psycopg2.extras.RealDictCursor
+    with closing(warehouse.connect(settings)) as db, db, db.cursor(cursor_factory=rows) as sql:
+        sql.execute(
+            'select version, name, mart, where_clause as "where", rows, uri, created_at, '
+            f"{manifest} as manifest from ml.dataset where {condition} order by created_at desc, version",
+            tuple(values),
+        )
+        return [dict(row) for row in sql.fetchall()]
 
 
 def _whole(row: dict[str, Any]) -> dict[str, Any]:

@@ -24,9 +24,7 @@ from storage import migrate, warehouse
 from storage.settings import Settings, from_variables
 
 PASSWORD = "only-for-tests"
-META = (
-    "_load bigint, _position bigint, _key text, _hash text, _deleted boolean, _landing text, _fetched_at timestamptz"
-)
+META = "_load bigint, _position bigint, _key text, _hash text, _deleted boolean, _landing text, _fetched_at timestamptz"
 RAW = {
     "aviary_recordings": "doc jsonb",
     "aviary_audio": "recording_id text, file_name text, sha256 text, bytes bigint, content_type text",
@@ -142,9 +140,7 @@ class World:
         return load
 
     @staticmethod
-    def _version(
-        sql: Any, table: str, load: int, position: int, key: str, deleted: bool, data: dict[str, Any]
-    ) -> None:
+    def _version(sql: Any, table: str, load: int, position: int, key: str, deleted: bool, data: dict[str, Any]) -> None:
         digest = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
         columns = ["_load", "_position", "_key", "_hash", "_deleted", "_landing", "_fetched_at", *data]
         values = [load, position, key, digest, deleted, f"{table}/{load}", "2026-01-05 06:00:00+00", *data.values()]
@@ -219,7 +215,11 @@ def server(folder: Path) -> Iterator[Server]:
 
 def recording(number: int, **changes: Any) -> dict[str, Any]:
     """A document of the simulated source, in the shape of the xeno-canto API."""
-    species = [("Avisus", "primus", "Avisidae"), ("Avisus", "secundus", "Avisidae"), ("Cantor", "tertius", "Cantoridae")]
+    species = [
+        ("Avisus", "primus", "Avisidae"),
+        ("Avisus", "secundus", "Avisidae"),
+        ("Cantor", "tertius", "Cantoridae"),
+    ]
     genus, epithet, family = species[number % 3]
     return {
         "id": f"sim-{number}", "gen": genus, "sp": epithet, "ssp": "", "grp": "birds", "en": f"{genus} {epithet} bird",
@@ -313,7 +313,11 @@ def fill(world: World) -> None:
     world.add("piano_roll_files_pieces", [roll("train", n) for n in range(6)] + [roll("valid", n) for n in range(2)])
     world.add("gettext_catalogues_messages", [message(number, tag) for tag in ("ru", "de") for number in range(20)])
     english = [f"A {colour} dog runs over the {place}." for colour in ("black", "brown") for place in ("sand", "field")]
-    german = [f"Ein {colour} Hund läuft über {place}." for colour in ("schwarzer", "brauner") for place in ("Sand", "ein Feld")]
+    german = [
+        f"Ein {colour} Hund läuft über {place}."
+        for colour in ("schwarzer", "brauner")
+        for place in ("Sand", "ein Feld")
+    ]
     world.add(
         "parallel_files_lines",
         [line(n, "en", text) for n, text in enumerate(english)]

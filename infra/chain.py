@@ -1,0 +1,249 @@
+"""`lyrebird run`: the whole chain through Airflow, watched to its end, and a summary of what came out.
+
+Nothing is done here that the DAGs do not do: the ingest DAGs are triggered, everything after them runs because an
+asset changed, and this file waits and tells.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import tomllib
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from ingestion import catalogue
+from storage import warehouse
+from storage.errors import Problem
+from storage.settings import Settings, for_role, home, sources_file
+
+Say = Callable[[str], None]
+QUIET_SECONDS = 12  # without any active or pending run: the chain has come to rest
+PATIENCE_SECONDS = 3 * 3600
+PARTS = {"audio_folder": "birds", "parallel_files": "multi30k", "piano_roll_files": "jsb_chorales"}
+
+
+class Airflow:
+    """Airflow's REST API (v2), with a token of our own."""
+
+    def __init__(self, settings: Settings) -> None:
+        settings.need("airflow_url", "airflow_user", "airflow_password")
+        self.base = settings.airflow_url
+        self._login = {"username": settings.airflow_user, "password": settings.airflow_password.get_secret_value()}
+        self.session = requests.Session()
+        self._renew()
+
+    def _renew(self) -> None:
+        answer = self.session.post(f"{self.base}/auth/token", json=self._login, timeout=30)
+        answer.raise_for_status()
+        self.session.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
+
+    def call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        """One call; a token that ran out is renewed, a busy server asked again."""
+        for attempt in range(6):
+            try:
+                answer = self.session.request(method, f"{self.base}/api/v2/{path}", timeout=60, **options)
+            except requests.RequestException as error:
+                if attempt == 5:
+                    raise Problem(f"Airflow does not answer: {error}", "`lyrebird status` shows how it is") from error
+                time.sleep(2**attempt)
+                continue
+            if answer.status_code == 401:
+                self._renew()
+                continue
+            if answer.status_code >= 500:
+                time.sleep(2**attempt)
+                continue
+            if not answer.ok:
+                raise Problem(f"Airflow refused {method} {path}: {answer.status_code} {answer.text[:300]}")
+            found: dict[str, Any] = answer.json() if answer.content else {}
+            return found
+        raise Problem(f"Airflow did not answer {method} {path}", f"Its log: {home() / 'logs'}")
+
+    def runs(self, since: datetime) -> list[dict[str, Any]]:
+        """Runs of all DAGs that began to be queued at or after ``since``."""
+        query = {"run_after_gte": since.isoformat(), "limit": 200, "order_by": "-run_after"}
+        found: list[dict[str, Any]] = self.call("GET", "dags/~/dagRuns", params=query)["dag_runs"]
+        return found
+
+    def tasks(self, run: dict[str, Any]) -> list[dict[str, Any]]:
+        path = f"dags/{run['dag_id']}/dagRuns/{run['dag_run_id']}/taskInstances"
+        found: list[dict[str, Any]] = self.call("GET", path, params={"limit": 200})["task_instances"]
+        return found
+
+
+def run(data: Path | None, say: Say) -> None:
+    """Run the chain to its end and print what came out.
+
+    Raises Problem that names the task when something failed.
+    """
+    started, begin = datetime.now(UTC), time.monotonic()
+    if data is not None:
+        configure(data, say)
+    airflow = Airflow(for_role("admin"))
+    dags = _all_dags(airflow)
+    for dag in dags:
+        airflow.call("PATCH", f"dags/{dag}", json={"is_paused": False})
+    roots = [f"ingest_{source.name}" for source in catalogue.sources() if not source.after]
+    _trigger(airflow, roots, started)
+    Watch(airflow, started, begin, say).to_the_end()
+    from infra import summary
+
+    summary.tell(say, time.monotonic() - begin)
+
+
+def configure(data: Path, say: Say) -> None:
+    """Write the locations of real data, laid out as in ``data``, into ``sources.toml``."""
+    data = data.expanduser().resolve()
+    if not data.is_dir():
+        raise Problem(f"{data} is no folder", "Give the folder that holds birds/, multi30k/ or jsb_chorales/")
+    found = {source: data / part for source, part in PARTS.items() if (data / part).is_dir()}
+    if not found:
+        raise Problem(f"{data} holds none of {', '.join(PARTS.values())}", "README.md shows how it is laid out")
+    path = sources_file()
+    known: dict[str, dict[str, Any]] = tomllib.loads(path.read_text()) if path.is_file() else {}
+    for source, folder in found.items():
+        known.setdefault(source, {})["location"] = str(folder)
+        say(f"{source}: {folder}")
+    lines = [f"[{s}]\n" + "".join(f"{k} = {_toml(v)}\n" for k, v in values.items()) for s, values in known.items()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines))
+
+
+def _toml(value: object) -> str:
+    import json
+
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _all_dags(airflow: Airflow, seconds: int = 180) -> list[str]:
+    """Names of the DAGs, once the DAG processor has seen every file."""
+    expected = {f"ingest_{name}" for name in catalogue.names()} | {"transform_platform", "predict_birds", "train_birds"}
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        errors = airflow.call("GET", "importErrors")["import_errors"]
+        if errors:
+            raise Problem(f"{errors[0]['filename']} does not import: {errors[0]['stack_trace'].strip().splitlines()[-1]}")
+        found = [dag["dag_id"] for dag in airflow.call("GET", "dags", params={"limit": 200})["dags"]]
+        if expected <= set(found):
+            return found
+        time.sleep(1)
+    raise Problem("Airflow has not read the DAGs", f"Look at {home() / 'logs' / 'airflow-dag-processor.log'}")
+
+
+def _trigger(airflow: Airflow, roots: list[str], since: datetime) -> None:
+    """Start the ingest DAGs that have not started by themselves (an unpaused cron DAG runs once at first)."""
+    time.sleep(3)
+    active = {run["dag_id"] for run in airflow.runs(since) if run["state"] in ("queued", "running")}
+    for dag in roots:
+        if dag not in active:
+            airflow.call("POST", f"dags/{dag}/dagRuns", json={"logical_date": None})
+
+
+@dataclass
+class Watch:
+    """Follow the runs until all is quiet, telling what goes on."""
+
+    airflow: Airflow
+    since: datetime
+    begin: float
+    say: Say
+
+    def to_the_end(self) -> None:
+        quiet_since: float | None = None
+        shown: dict[str, str] = {}
+        end = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < end:
+            runs = self.airflow.runs(self.since)
+            for run in reversed(runs):
+                key = f"{run['dag_id']} {run['dag_run_id']}"
+                line = self._line(run)
+                if shown.get(key) != line:
+                    shown[key] = line
+                    self.say(f"{self._clock()}  {line}")
+            active = [run for run in runs if run["state"] in ("queued", "running")]
+            if active or not runs:
+                quiet_since = None
+            elif quiet_since is None:
+                quiet_since = time.monotonic()
+            elif time.monotonic() - quiet_since > QUIET_SECONDS:
+                failed = [run for run in runs if run["state"] == "failed"]
+                if failed:
+                    raise self._problem(failed)
+                return
+            time.sleep(2)
+        raise Problem("the chain has not come to rest in three hours", "Look at the Airflow UI: `lyrebird status`")
+
+    def _line(self, run: dict[str, Any]) -> str:
+        """One line about a run: its state, the task at work, and what it has counted so far."""
+        name = f"{run['dag_id']:<28}"
+        if run["state"] in ("success", "failed"):
+            took = (_time(run["end_date"]) - _time(run["start_date"])).total_seconds()
+            return f"{name} {run['state']:<8} in {took:,.0f} s {counts(run['dag_id'])}".rstrip()
+        if run["state"] == "queued":
+            return f"{name} queued"
+        working = [
+            f"{task['task_id']}{'' if task['map_index'] < 0 else '[' + str(task['map_index']) + ']'}"
+            for task in self.airflow.tasks(run)
+            if task["state"] == "running"
+        ]
+        return f"{name} running  {', '.join(working)} {progress(run['dag_id'])}".rstrip()
+
+    def _clock(self) -> str:
+        seconds = int(time.monotonic() - self.begin)
+        return f"{seconds // 60:3}:{seconds % 60:02}"
+
+    def _problem(self, failed: list[dict[str, Any]]) -> Problem:
+        run = failed[-1]
+        tasks = [task["task_id"] for task in self.airflow.tasks(run) if task["state"] == "failed"]
+        where = f"{run['dag_id']}.{tasks[0]}" if tasks else run["dag_id"]
+        more = f" (and {len(failed) - 1} more runs failed)" if len(failed) > 1 else ""
+        link = f"{self.airflow.base}/dags/{run['dag_id']}/runs/{run['dag_run_id']}"
+        return Problem(f"{where} failed{more}", f"Its log says why: {link} ; docs/runbook.md says what helps")
+
+
+def counts(dag: str) -> str:
+    """What a finished run has left, in a few numbers."""
+    kind, name = dag.split("_", 1)
+    statement = {
+        "ingest": "select sum(rows) || ' records in ' || count(*) || ' loads' from ops.load "
+        "where source = %s and state = 'published'",
+        "transform": "select cardinality(marts) || ' marts, version ' || version from ops.publication "
+        "where domain = %s order by version desc limit 1",
+        "train": "select string_agg(model || ' ' || round(value::numeric, 3) || ' (' || metric || ')', ', ') "
+        "from ml.score where split = 'valid' and model like %s || '%%' and baseline is not null",
+        "predict": "select count(*) || ' predictions' from ml.prediction where model like %s || '%%'",
+    }[kind]
+    with closing(warehouse.connect(for_role("admin"))) as db, db, db.cursor() as sql:
+        sql.execute(statement, (name,))
+        row = sql.fetchone()
+    return str(row[0] or "") if row else ""
+
+
+def progress(dag: str) -> str:
+    """How far a training is: the last step and loss that it wrote."""
+    import json
+
+    kind, name = dag.split("_", 1)
+    if kind != "train":
+        return ""
+    events = sorted((home() / "runs").glob(f"{name}-*/*/events.jsonl"), key=lambda path: path.stat().st_mtime)
+    if not events or time.time() - events[-1].stat().st_mtime > 30:
+        return ""
+    lines = [json.loads(line) for line in events[-1].read_text().splitlines()[-20:] if line.endswith("}")]
+    last = next((line for line in reversed(lines) if "loss" in line), None)
+    return f"{events[-1].parent.parent.name}: step {last['step']}, loss {last['loss']:.3f}" if last else ""
+
+
+def _time(text: str | None) -> datetime:
+    return datetime.fromisoformat(text) if text else datetime.now(UTC)
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]) if len(sys.argv) > 1 else None, print)

@@ -1,0 +1,54 @@
+"""Train a task's model in a process of its own, and file the run.
+
+The training process needs the extra ``train`` and nothing else of the platform: here it is only started, on a frozen
+version in the object store, and what it left in its run folder goes to MLflow.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ml import registry, tasks
+from ml.datasets import freeze
+from storage.errors import Problem
+from storage.settings import Settings, home
+
+Say = Callable[[str], None]
+DONE = "card.md"  # the last file that a training run writes
+
+
+def train(
+    name: str, version: str, preset: str, changes: list[str], settings: Settings, say: Say
+) -> dict[str, Any]:
+    """Train task ``name`` on a frozen version (its newest without one) and import the run; a finished run stays.
+
+    Gives model, version number, dataset and whether it was trained now. Raises Problem when training fails.
+    """
+    task = tasks.task(name, settings)
+    frozen = freeze.show(version, settings) if version else freeze.newest(name, settings)
+    preset = preset or task.preset
+    run = run_folder(name, frozen["version"], preset, changes)
+    trained = not (run / DONE).is_file()
+    if trained:
+        argv = [sys.executable, "-m", f"ml.{task.family}.train", "--version", frozen["uri"], "--out", str(run)]
+        argv += ["--preset", preset, *(word for change in changes for word in ("--set", change))]
+        if (run / "checkpoint.pt").is_file():
+            say(f"{name}: going on from the checkpoint in {run}")
+            argv.append("--resume")
+        code = subprocess.run(argv, check=False).returncode
+        if code:
+            raise Problem(f"training {name} on {frozen['version']} ended with exit code {code}", f"Its folder: {run}")
+    else:
+        say(f"{name}: {frozen['version']} is trained already ({run})")
+    return asdict(registry.import_run(run, settings)) | {"dataset": frozen["version"], "trained": trained}
+
+
+def run_folder(name: str, version: str, preset: str, changes: list[str]) -> Path:
+    """Where a run lies: the same task, data and settings, the same folder."""
+    suffix = "".join(f"-{change.replace('=', '_')}" for change in sorted(changes))
+    return home() / "runs" / name / f"{version}-{preset}{suffix}"

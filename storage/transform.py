@@ -1,0 +1,300 @@
+"""Run dbt for one domain and one layer, as a task of Airflow or by hand.
+
+A domain (birds, music, text, platform) is built in layers: ``staging`` (views of the current versions, the shared
+shape of a domain's sources, seeds and the shared licence table), ``core`` (normalized tables, merged in place) and
+``marts`` (into ``marts_next_<domain>``, which is dropped first; ``storage.gates.publish`` shows them to readers).
+Between core and marts, :func:`assign_splits` records the split of leakage groups that are new.
+
+Two builds of one domain wait for each other. Different domains run side by side: they share only ``core.licence``,
+the seed it is made of and the table of vanished keys, and those are touched under a lock of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from psycopg2 import sql as pg
+from psycopg2.extensions import connection
+
+from storage import warehouse
+from storage.errors import Problem
+from storage.roles import QUIET
+from storage.settings import Settings, checkout, home
+
+DOMAINS = ("birds", "music", "text", "platform")
+LAYERS = ("staging", "core", "marts")
+FAILED = ("error", "fail", "runtime error", "partial success")
+UNDONE = (*FAILED, "skipped")
+Say = Callable[[str], None]
+
+# Which part of the project a layer is. Tags come from the folders (dbt_project.yml): each model has one domain.
+SELECTORS = {
+    "staging": ("tag:{0},tag:staging", "tag:{0},tag:intermediate", "tag:{0},resource_type:seed", "tag:shared"),
+    "core": ("tag:{0},tag:core",),
+    "marts": ("tag:{0},tag:marts",),
+}
+WITHOUT_CORE = ("platform",)  # its marts read the platform's own tables, which are normalized already
+
+# A published split wins; where a source publishes a group in several, the training side is recorded, so that no row
+# that the source meant for training has to leave. Other groups get 80/10/10 by a hash: the same group, the same split.
+ASSIGN = """
+insert into ml.split_group (domain, group_key, split, origin)
+select
+    domain,
+    group_key,
+    coalesce(published, case when bucket < 80 then 'train' when bucket < 90 then 'valid' else 'test' end),
+    case when published is null then 'assigned' else 'published' end
+from (
+    select
+        domain,
+        group_key,
+        case
+            when bool_or(published_split = 'train') then 'train'
+            when bool_or(published_split = 'valid') then 'valid'
+            when bool_or(published_split = 'test') then 'test'
+        end as published,
+        ('x' || substr(md5('lyrebird/' || domain || '/' || group_key), 1, 8))::bit(32)::bigint % 100 as bucket
+    from {view}
+    group by domain, group_key
+) as seen
+on conflict (domain, group_key) do nothing
+returning split, origin
+"""
+
+
+def project() -> Path:
+    """The folder of the dbt project."""
+    return checkout() / "dbt_project"
+
+
+def marts(domain: str) -> list[str]:
+    """Names of the marts that belong to a domain, sorted."""
+    return sorted(path.stem for path in (project() / "models" / "marts" / _known(domain)).glob("*.sql"))
+
+
+def next_schema(domain: str) -> str:
+    """The schema that dbt builds a domain's marts into, before they are audited and published."""
+    return f"marts_next_{_known(domain)}"
+
+
+def target_path(domain: str, layer: str) -> Path:
+    """The folder of dbt's artifacts for a domain and layer: manifest, run results, logs."""
+    return home() / "dbt" / f"{domain}-{layer}"
+
+
+def transform(domain: str, settings: Settings, retry: bool = False, say: Say | None = None) -> dict[str, Any]:
+    """All layers of a domain in order; the marts are then ready to be audited and published.
+
+    Returns ``{"domain", "layers": [what build returns], "splits": what assign_splits returns}``.
+    Raises Problem when a layer fails; the layers after it do not run.
+    """
+    layers = [build(domain, layer, settings, retry, say) for layer in ("staging", "core")]
+    splits = assign_splits(domain, settings)
+    layers.append(build(domain, "marts", settings, retry, say))
+    return {"domain": domain, "layers": layers, "splits": splits}
+
+
+def build(domain: str, layer: str, settings: Settings, retry: bool = False, say: Say | None = None) -> dict[str, Any]:
+    """``dbt build`` of a domain's layer in a process of its own. With ``retry``, only what failed or was skipped
+    the last time is built again (everything, if nothing did).
+
+    Returns ``{"domain", "layer", "invocation_id", "seconds", "counts": {status: nodes}, "nodes": [{"name", "type",
+    "status", "seconds", "message"}]}``. Raises Problem with dbt's own words and the failed nodes' names.
+    """
+    if layer not in LAYERS:
+        raise Problem(f"there is no layer {layer}", f"There are: {', '.join(LAYERS)}")
+    with _alone(settings, [domain], shared=layer == "staging") as db:
+        return _build(db, domain, layer, settings, retry, say or _to_stderr)
+
+
+def assign_splits(domain: str, settings: Settings) -> dict[str, int]:
+    """Record the split of each leakage group that has none yet; recorded ones never change.
+
+    Returns how many new groups got each split, such as ``{"train": 80, "valid": 11}``.
+    """
+    if _known(domain) in WITHOUT_CORE:
+        return {}
+    view = pg.Identifier("staging", f"int_{domain}_groups")
+    with closing(warehouse.connect(settings)) as db, db, db.cursor() as sql:
+        sql.execute(pg.SQL(ASSIGN).format(view=view))
+        return dict(Counter(split for split, _origin in sql.fetchall()))
+
+
+def rebuild_core(settings: Settings, say: Say | None = None) -> list[dict[str, Any]]:
+    """Drop every table of core and build staging and core of all domains anew, while no other build runs.
+
+    The only way to apply a changed constraint, and never needed for changed data. Published marts stay as they are.
+    """
+    domains = [domain for domain in DOMAINS if domain not in WITHOUT_CORE]
+    built = []
+    with _alone(settings, domains, shared=True) as db:
+        with db, db.cursor() as sql:
+            sql.execute("select tablename from pg_tables where schemaname = 'core' order by tablename")
+            tables = [pg.Identifier("core", name) for (name,) in sql.fetchall()]
+            if tables:
+                sql.execute(pg.SQL("drop table {}").format(pg.SQL(", ").join(tables)))
+        for domain in domains:
+            for layer in ("staging", "core"):
+                built.append(_build(db, domain, layer, settings, False, say or _to_stderr))
+    return built
+
+
+def _known(domain: str) -> str:
+    if domain not in DOMAINS:
+        raise Problem(f"there is no domain {domain}", f"There are: {', '.join(DOMAINS)}")
+    return domain
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _alone(settings: Settings, domains: Sequence[str], *, shared: bool) -> Iterator[connection]:
+    """A connection that holds the locks of these domains, and of what they share."""
+    names = [f"transform.{_known(domain)}" for domain in domains] + (["transform.shared"] if shared else [])
+    with closing(warehouse.connect(settings, application="lyrebird transform")) as db, ExitStack() as locks:
+        for name in names:
+            locks.enter_context(warehouse.advisory_lock(db, name))
+        yield db
+
+
+def _build(db: connection, domain: str, layer: str, settings: Settings, retry: bool, say: Say) -> dict[str, Any]:
+    outcome: dict[str, Any] = {"domain": domain, "layer": layer, "invocation_id": None, "seconds": 0.0}
+    if layer == "core" and domain in WITHOUT_CORE:
+        return outcome | {"counts": {}, "nodes": []}
+    target = target_path(domain, layer)
+    target.mkdir(parents=True, exist_ok=True)
+    before = _results(target)
+    retry = retry and any(node["status"] in UNDONE for node in before["nodes"].values())
+    if layer == "marts":
+        retry = retry and _exists(db, next_schema(domain))
+        if not retry:
+            with db, db.cursor() as sql:
+                sql.execute(pg.SQL("drop schema if exists {} cascade").format(pg.Identifier(next_schema(domain))))
+    lines, code = _dbt(db, domain, layer, settings, retry, say)
+    after = _results(target)
+    if after["invocation_id"] == before["invocation_id"]:
+        words = "\n".join(lines[-15:]) or f"exit code {code}"
+        raise Problem(f"dbt could not build the {layer} of {domain}:\n{words}", f"The log is in {target}")
+    nodes = (before["nodes"] if retry else {}) | after["nodes"]
+    outcome |= {
+        "invocation_id": after["invocation_id"],
+        "seconds": after["seconds"],
+        "counts": dict(Counter(node["status"] for node in nodes.values())),
+        "nodes": list(nodes.values()),
+    }
+    (target / "lyrebird.json").write_text(json.dumps(outcome))
+    bad = [node for node in nodes.values() if node["status"] in FAILED]
+    if bad or code:
+        told = "\n".join(f"  {node['name']} ({node['status']}): {node['message']}" for node in bad) or lines[-1]
+        raise Problem(
+            f"dbt failed in the {layer} of {domain}:\n{told}",
+            f"Mend it and run `lyrebird transform {domain}` again; the log is {target / 'dbt.log'}",
+        )
+    if layer == "marts":
+        _stamp(db, domain, str(after["invocation_id"]))
+    return outcome
+
+
+def _dbt(db: connection, domain: str, layer: str, settings: Settings, retry: bool, say: Say) -> tuple[list[str], int]:
+    """Run dbt; its lines go to ``say`` as they come. Returns them and the exit code."""
+    target = target_path(domain, layer)
+    if not (target / "partial_parse.msgpack").exists():
+        # what a sibling has parsed need not be parsed again; dbt itself checks that it still holds
+        parsed = sorted(target.parent.glob("*/partial_parse.msgpack"), key=lambda path: path.stat().st_mtime)
+        if parsed:
+            shutil.copyfile(parsed[-1], target / "partial_parse.msgpack")
+    folders = ["--project-dir", project(), "--profiles-dir", project(), "--target-path", target, "--log-path", target]
+    argv = [Path(sys.executable).parent / "dbt", "--no-use-colors", "retry" if retry else "build", *folders]
+    argv += ["--target", "platform"]
+    if retry:
+        argv += ["--state", target]
+    else:
+        # unit tests judge the SQL, not the data: they belong to the project's tests, not to each run
+        argv += ["--exclude-resource-type", "unit_test", "exposure", "--select"]
+        argv += [selector.format(domain) for selector in SELECTORS[layer] if _wanted(domain, selector)]
+    variables = {
+        "LYREBIRD_POSTGRES_HOST": settings.postgres_host,
+        "LYREBIRD_POSTGRES_PORT": str(settings.postgres_port),
+        "LYREBIRD_POSTGRES_DATABASE": settings.postgres_database,
+        "LYREBIRD_POSTGRES_USER": settings.postgres_user,
+        "LYREBIRD_POSTGRES_PASSWORD": settings.postgres_password.get_secret_value(),
+        "LYREBIRD_DBT_APPLICATION": "lyrebird transform",
+    }
+    lines: list[str] = []
+    # dbt inherits the socket of the connection that holds the locks: if we are killed, they last as long as dbt does
+    with subprocess.Popen(
+        [str(part) for part in argv],
+        env={**os.environ, **QUIET, **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        pass_fds=(db.fileno(),),
+    ) as child:
+        try:
+            for line in child.stdout or ():
+                lines.append(line.rstrip("\n"))
+                say(lines[-1])
+        except BaseException:
+            child.terminate()
+            raise
+    return [line for line in lines if line.strip()], child.returncode
+
+
+def _wanted(domain: str, selector: str) -> bool:
+    if domain in WITHOUT_CORE:
+        return "shared" not in selector and "seed" not in selector and "intermediate" not in selector
+    return True
+
+
+def _results(target: Path) -> dict[str, Any]:
+    """What dbt's last run in this folder came to: ``{"invocation_id", "seconds", "nodes": {unique id: {…}}}``."""
+    path = target / "run_results.json"
+    if not path.exists():
+        return {"invocation_id": None, "seconds": 0.0, "nodes": {}}
+    found = json.loads(path.read_text())
+    nodes = {
+        result["unique_id"]: {
+            "name": result["unique_id"].split(".")[2],
+            "type": result["unique_id"].split(".")[0],
+            "status": result["status"],
+            "seconds": round(result["execution_time"], 3),
+            "message": " ".join(str(result["message"] or "").split()),
+        }
+        for result in found["results"]
+    }
+    return {
+        "invocation_id": found["metadata"]["invocation_id"],
+        "seconds": round(found["elapsed_time"], 2),
+        "nodes": nodes,
+    }
+
+
+def _exists(db: connection, schema: str) -> bool:
+    with db, db.cursor() as sql:
+        sql.execute("select 1 from pg_namespace where nspname = %s", (schema,))
+        return sql.fetchone() is not None
+
+
+def _stamp(db: connection, domain: str, invocation: str) -> None:
+    """Note on the schema which tables this build left: publishing trusts no others."""
+    schema = next_schema(domain)
+    with db, db.cursor() as sql:
+        sql.execute(
+            "select relname, pg_class.oid from pg_class join pg_namespace on relnamespace = pg_namespace.oid"
+            " where nspname = %s and relkind = 'r' order by relname",
+            (schema,),
+        )
+        stamp = json.dumps({"invocation_id": invocation, "tables": {name: int(oid) for name, oid in sql.fetchall()}})
+        sql.execute(pg.SQL("comment on schema {} is %s").format(pg.Identifier(schema)), (stamp,))

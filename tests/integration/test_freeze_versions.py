@@ -1,0 +1,318 @@
+"""Frozen versions on real stores: named by content, whole, one snapshot, and what is wrong is named."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import frozen_world as world
+import psycopg2
+import pyarrow.parquet as pq
+import pytest
+from conftest import Stack
+
+from ml import tasks
+from ml.datasets import freeze
+from ml.datasets.read import Version
+from storage import warehouse
+from storage.errors import Problem
+from storage.objects import Objects
+
+
+@pytest.fixture(autouse=True)
+def published(stack: Stack) -> Iterator[None]:
+    with world.marts(stack):
+        yield
+
+
+def stored(stack: Stack) -> dict[str, Any]:
+    """Every object of the bucket, with the time it was written."""
+    client = Objects(stack.settings("trainer")).client
+    found = client.list_objects_v2(Bucket="datasets").get("Contents", [])
+    return {item["Key"]: item["LastModified"] for item in found}
+
+
+def read(stack: Stack, frozen: freeze.Frozen, cache: Path) -> Version:
+    return freeze.reader(freeze.show(frozen.version, stack.settings("trainer")), stack.settings("trainer"), cache)
+
+
+def test_birds_shards_hold_the_very_samples(stack: Stack, tmp_path: Path) -> None:
+    rows = world.clips(stack, 150)
+    world.publish(stack, "mart_birds_training_clips", rows)
+    frozen = freeze.freeze("birds-aviary", stack.settings("trainer"))
+    assert (frozen.new, frozen.rows, frozen.name) == (True, 150, "birds-aviary")
+    version = read(stack, frozen, tmp_path)
+    by_key = {row["clip_id"]: row for row in rows}
+    seen = set()
+    for split in ("train", "valid", "test"):
+        table = version.table(split)
+        assert table.schema.names == list(freeze.LAYOUTS["mart_birds_training_clips"].columns)
+        for row in table.to_pylist():
+            wanted = by_key[row["clip_id"]]
+            assert row["pcm"] == world.sound(int(row["clip_id"][-3:])).astype("<i2").tobytes()
+            assert (row["species"], row["split"], row["sample_rate"]) == (wanted["species"], split, 16_000)
+            seen.add(row["clip_id"])
+    assert seen == set(by_key)
+
+
+def test_manifest_tells_counts_licences_and_where_it_comes_from(stack: Stack) -> None:
+    world.publish(stack, "mart_birds_training_clips", world.clips(stack, 20))
+    with closing(warehouse.connect(stack.settings("admin"))) as db, db, db.cursor() as sql:
+        sql.execute("delete from ops.load where source = 'aviary'")
+        for load, state in ((1, "published"), (2, "published"), (3, "rejected")):
+            sql.execute(
+                "insert into ops.load (source, load, resource, state, pages, rows, versions, quarantined, bytes, "
+                "fetched_at) values ('aviary', %s, 'audio', %s, 1, 1, 1, 0, 1, now())",
+                (load, state),
+            )
+        sql.execute("insert into ops.publication values ('birds', 990, 'marts_birds_v990', '{}', '{}', 'dbt-run')")
+    try:
+        frozen = freeze.freeze("birds-aviary", stack.settings("trainer"))
+    finally:
+        with closing(warehouse.connect(stack.settings("admin"))) as db, db, db.cursor() as sql:
+            sql.execute("delete from ops.load where source = 'aviary'")
+            sql.execute("delete from ops.publication where version = 990")
+    manifest = world.manifest_in_store(stack, frozen.uri)
+    assert manifest["splits"] == {
+        "train": {"rows": 12, "groups": 3},
+        "valid": {"rows": 4, "groups": 1},
+        "test": {"rows": 4, "groups": 1},
+    }
+    assert manifest["licences"] == {"CC-BY": 10, "CC0": 10}
+    assert manifest["simulated"] is True
+    assert manifest["key"] == ["clip_id"]
+    assert manifest["statistics"]["train"]["seconds"] == 12.0
+    assert sum(manifest["statistics"][s]["species"].get("Parus major", 0) for s in manifest["splits"]) == 10
+    assert manifest["loads"]["aviary"] == 2
+    assert manifest["publication"] == {"version": 990, "schema": "marts_birds_v990", "invocation_id": "dbt-run"}
+    assert manifest["overlap"] == {}
+    assert freeze.show("birds-aviary", stack.settings("trainer"))["version"] == frozen.version
+
+
+def test_the_same_rows_give_the_same_version_and_write_nothing(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = world.pairs(1_500)
+    world.publish(stack, "mart_translation_training_pairs", rows)
+    first = freeze.freeze("translation-en-ru", stack.settings("trainer"))
+    before = stored(stack)
+    world.publish(stack, "mart_translation_training_pairs", rows[::-1])  # another order, another table
+    monkeypatch.setattr(freeze, "SHARD_BYTES", 1)  # other Parquet files
+    again = freeze.freeze("translation-en-ru", stack.settings("trainer"))
+    assert (first.new, again.new) == (True, False)
+    assert again.version == first.version
+    assert again.uri == first.uri
+    assert stored(stack) == before
+    assert len(freeze.versions(stack.settings("trainer"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("target_text", "другое"), ("split", "valid"), ("licence", None), ("pair_id", "0")],
+)
+def test_any_change_of_content_gives_another_version(stack: Stack, column: str, value: str | None) -> None:
+    rows = world.pairs(1_500)
+    world.publish(stack, "mart_translation_training_pairs", rows)
+    first = freeze.freeze("translation-en-ru", stack.settings("trainer"))
+    rows[0][column] = value
+    world.publish(stack, "mart_translation_training_pairs", rows)
+    assert freeze.freeze("translation-en-ru", stack.settings("trainer")).version != first.version
+
+
+def test_a_column_that_no_version_holds_does_not_matter(stack: Stack) -> None:
+    rows = world.pieces(60)
+    world.publish(stack, "mart_music_training_pieces", rows)
+    first = freeze.freeze("music-chorales", stack.settings("trainer"))
+    for row in rows:
+        row["composer"] = "Johann Sebastian Bach"
+    world.publish(stack, "mart_music_training_pieces", rows)
+    assert freeze.freeze("music-chorales", stack.settings("trainer")).version == first.version
+
+
+def test_music_frames_come_back(stack: Stack, tmp_path: Path) -> None:
+    rows = world.pieces(60)
+    world.publish(stack, "mart_music_training_pieces", rows)
+    version = read(stack, freeze.freeze("music-chorales", stack.settings("trainer")), tmp_path)
+    found = {row["piece_id"]: row for split in version.manifest["splits"] for row in version.table(split).to_pylist()}
+    assert {key: row["frames"] for key, row in found.items()} == {row["piece_id"]: row["frames"] for row in rows}
+    assert found["piece-001"]["title"] is None
+
+
+def test_large_splits_become_several_shards(stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(freeze, "SHARD_BYTES", 1 << 20)
+    world.publish(stack, "mart_birds_training_clips", world.clips(stack, 150))
+    frozen = freeze.freeze("birds-aviary", stack.settings("trainer"))
+    version = read(stack, frozen, tmp_path)
+    assert len(version.shards("train")) > 1
+    keys = version.table("train", ["clip_id"])["clip_id"].to_pylist()
+    assert len(keys) == 90
+    assert keys == sorted(keys)
+    assert pq.read_metadata(version.shards("train")[0]).row_group(0).num_rows <= 64
+    assert freeze.verify(frozen.version, stack.settings("trainer"))["rows"] == 150
+
+
+def test_groups_over_splits_are_counted(stack: Stack) -> None:
+    rows = world.pairs(1_500)
+    for row in rows[:3]:
+        row["group_key"] = "shared"
+    rows[0]["split"], rows[1]["split"], rows[2]["split"] = "train", "train", "valid"
+    world.publish(stack, "mart_translation_training_pairs", rows)
+    manifest = world.manifest_in_store(stack, freeze.freeze("translation-en-ru", stack.settings("trainer")).uri)
+    assert manifest["overlap"] == {"train": {"groups": 1, "rows": 2}, "valid": {"groups": 1, "rows": 1}}
+
+
+def test_a_condition_narrows_and_is_not_the_tasks_newest(stack: Stack) -> None:
+    world.publish(stack, "mart_translation_training_pairs", world.pairs(1_500))
+    settings = stack.settings("trainer")
+    whole = freeze.freeze("translation-en-ru", settings)
+    some = freeze.freeze("translation-en-ru", settings, "source_text like 'Delete 1%' -- begins with one")
+    assert 0 < some.rows < whole.rows
+    newest = freeze.latest(tasks.task("translation-en-ru"), settings)
+    assert newest is not None
+    assert newest["version"] == whole.version
+
+
+def test_a_whole_mart_can_be_frozen(stack: Stack) -> None:
+    world.publish(stack, "mart_translation_training_pairs", world.pairs(30) + world.pairs(30, "deu"))
+    frozen = freeze.freeze("mart_translation_training_pairs", stack.settings("trainer"))
+    assert (frozen.rows, frozen.name) == (60, "translation-training-pairs")
+
+
+@pytest.mark.parametrize(
+    ("what", "where", "words"),
+    [
+        ("translation-en-ru", "", "no training rows"),
+        ("translation-en-ru", "no_such_column = 1", "no_such_column"),
+        ("translation-en-ru", "true); drop table marts.dim_corpus; select (1", "cannot be read"),
+        ("mart_of_nothing", "", "no training mart"),
+        ("opera-singing", "", "no task"),
+    ],
+)
+def test_what_cannot_be_frozen_is_a_sentence(stack: Stack, what: str, where: str, words: str) -> None:
+    with pytest.raises(Problem, match=words):
+        freeze.freeze(what, stack.settings("trainer"), where)
+    assert stored(stack) == {}
+    with closing(warehouse.connect(stack.settings("trainer"))) as db, db, db.cursor() as sql:
+        sql.execute("select to_regclass('marts.dim_corpus') is not null")
+        assert warehouse.first(sql)[0]
+
+
+def test_no_training_split_and_a_missing_clip_object_are_named(stack: Stack) -> None:
+    rows = world.clips(stack, 10)
+    world.publish(stack, "mart_birds_training_clips", [row for row in rows if row["split"] != "train"])
+    with pytest.raises(Problem, match="birds-aviary has no training rows"):
+        freeze.freeze("birds-aviary", stack.settings("trainer"))
+    rows[4]["clip_object"] = "clips/none.flac"
+    world.publish(stack, "mart_birds_training_clips", rows)
+    with pytest.raises(Problem, match="clip-004"):
+        freeze.freeze("birds-aviary", stack.settings("trainer"))
+    assert stored(stack) == {}
+
+
+def test_a_mart_that_is_not_published_is_named(stack: Stack) -> None:
+    with closing(warehouse.connect(stack.settings("transformer"))) as db, db, db.cursor() as sql:
+        sql.execute("drop table marts.mart_music_training_pieces")
+    with pytest.raises(Problem, match="not published"):
+        freeze.freeze("music-chorales", stack.settings("trainer"))
+    assert tasks.trainable("music", stack.settings("trainer")) == []
+
+
+def test_damage_is_named_and_freezing_again_mends_it(stack: Stack) -> None:
+    settings, objects = stack.settings("trainer"), Objects(stack.settings("trainer"))
+    world.publish(stack, "mart_music_training_pieces", world.pieces(60))
+    frozen = freeze.freeze("music-chorales", settings)
+    assert freeze.verify(frozen.version, settings) == {
+        "version": frozen.version,
+        "shards": 3,
+        "rows": 60,
+        "intact": True,
+    }
+    key = next(key for key in stored(stack) if key.endswith("valid-00000.parquet"))
+    body = bytearray(objects.get("datasets", key))
+    body[len(body) // 2] ^= 1
+    objects.put("datasets", key, bytes(body))
+    with pytest.raises(Problem, match="valid-00000.parquet"):
+        freeze.verify(frozen.version, settings)
+    mended = freeze.freeze("music-chorales", settings)
+    assert (mended.version, mended.new) == (frozen.version, False)
+    assert freeze.verify(frozen.version, settings)["intact"]
+    objects.delete("datasets", key)
+    with pytest.raises(Problem, match="valid-00000.parquet"):
+        freeze.verify(frozen.version, settings)
+
+
+def test_killed_before_it_was_recorded_the_version_is_taken_over(stack: Stack) -> None:
+    settings = stack.settings("trainer")
+    world.publish(stack, "mart_music_training_pieces", world.pieces(60))
+    frozen = freeze.freeze("music-chorales", settings)
+    before = stored(stack)
+    with closing(warehouse.connect(settings)) as db, db, db.cursor() as sql:
+        sql.execute("delete from ml.dataset")
+    again = freeze.freeze("music-chorales", settings)
+    assert (again.version, again.new) == (frozen.version, True)
+    assert stored(stack) == before
+    assert freeze.verify(again.version, settings)["intact"]
+
+
+def test_the_snapshot_is_taken_after_the_publish_lock(stack: Stack) -> None:
+    """A publication that is under way when the freeze begins is waited for and then seen whole."""
+    settings = stack.settings("trainer")
+    world.publish(stack, "mart_music_training_pieces", world.pieces(60))
+    result: list[freeze.Frozen] = []
+    with closing(warehouse.connect(stack.settings("transformer"))) as publishing:
+        with publishing.cursor() as sql:
+            sql.execute("select pg_advisory_xact_lock(%s)", (warehouse.PUBLISH_LOCK,))
+        thread = threading.Thread(target=lambda: result.append(freeze.freeze("music-chorales", settings)))
+        thread.start()
+        try:
+            deadline = time.monotonic() + 20
+            while not _waits(stack):
+                assert time.monotonic() < deadline, "the freeze does not wait for the publish lock"
+                time.sleep(0.05)
+            with publishing.cursor() as sql:  # the switch: another table takes the name
+                sql.execute("create table marts.next (like marts.mart_music_training_pieces)")
+                sql.execute(
+                    "insert into marts.next select * from marts.mart_music_training_pieces where piece_id < 'piece-055'"
+                )
+                sql.execute("drop table marts.mart_music_training_pieces")
+                sql.execute("alter table marts.next rename to mart_music_training_pieces")
+        finally:
+            publishing.commit()
+            thread.join(60)
+    assert [frozen.rows for frozen in result] == [55]
+
+
+def _waits(stack: Stack) -> bool:
+    with closing(warehouse.connect(stack.settings("admin"))) as db, db, db.cursor() as sql:
+        sql.execute("select count(*) from pg_locks where locktype = 'advisory' and not granted")
+        return bool(warehouse.first(sql)[0])
+
+
+def test_the_freeze_only_reads_the_warehouse(stack: Stack) -> None:
+    """Not even a condition that calls a writing function changes anything."""
+    world.publish(stack, "mart_music_training_pieces", world.pieces(60))
+    with pytest.raises(Problem, match="cannot be read"):
+        freeze.freeze("music-chorales", stack.settings("trainer"), "nextval('ops.audit_id_seq') > 0")
+    with closing(warehouse.connect(stack.settings("trainer"))) as db, db.cursor() as sql:
+        with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+            sql.execute("delete from marts.mart_music_training_pieces")
+
+
+def test_trainable_tasks_follow_the_marts(stack: Stack) -> None:
+    settings = stack.settings("trainer")
+    assert [tasks.trainable(family, settings) for family in tasks.FAMILIES] == [[], [], []]
+    world.publish(stack, "mart_birds_training_clips", world.clips(stack, 60, "garden") + world.clips(stack, 5, "few"))
+    assert [one.name for one in tasks.trainable("birds", settings)] == ["birds-garden"]
+    world.publish(stack, "mart_music_training_pieces", world.pieces(100))
+    assert [one.name for one in tasks.trainable("music", settings)] == ["music-chorales"]
+    rows = world.pairs(2_000) + world.pairs(2_000, "deu")
+    world.publish(stack, "mart_translation_training_pairs", rows)
+    assert [one.name for one in tasks.trainable("translation", settings)] == ["translation-en-ru"]
+    corpus = {"corpus_id": "1", "source": "parallel_files", "name": "django"}
+    world.publish(stack, "dim_corpus", [corpus])
+    names = [one.name for one in tasks.trainable("translation", settings)]
+    assert names == ["translation-en-ru", "translation-en-de"]
+    world.publish(stack, "mart_translation_training_pairs", [row for row in rows if row["split"] == "train"])
+    assert tasks.trainable("translation", settings) == []
