@@ -29,7 +29,7 @@ def train(
 
     Gives model, version number, dataset and whether it was trained now. Raises Problem when training fails.
     """
-    task = tasks.task(name, settings)
+    task = tasks.task(name)
     frozen = freeze.show(version, settings) if version else freeze.newest(name, settings)
     preset = preset or task.preset
     run = run_folder(name, frozen["version"], preset, changes)

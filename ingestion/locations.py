@@ -10,11 +10,12 @@ from __future__ import annotations
 import atexit
 import functools
 import hashlib
+import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -47,8 +48,9 @@ class Location:
     """
 
     def __init__(self, url: str | Path, settings: Settings | None = None) -> None:
-        self.url = str(url)
-        self._root = _root(self.url, settings)
+        self._given = str(url)
+        self.url = re.sub(r"//[^/@]*@", "//", self._given)  # for people: without a user's password
+        self._root = _root(self._given, settings)
 
     @property
     def name(self) -> str:
@@ -94,6 +96,7 @@ class Location:
             if isinstance(error, Problem) or not _is_trouble(error):
                 raise
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            reason = reason.replace(self._given, self.url)
             raise Problem(f"cannot read {where}: {reason}", "Check the address and that the server answers") from error
 
 
@@ -272,10 +275,10 @@ class _Bucket:
         return f"{facts.mtime_ns}-{facts.size}"
 
 
-def fingerprint(entries: list[Entry]) -> str:
-    """One text for a whole listing: the same listing gives the same text."""
-    listing = "\n".join(f"{entry.name}\t{entry.size}\t{entry.etag}" for entry in entries)
-    return hashlib.sha256(listing.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+def fingerprint(entries: Sequence[Entry], *more: object) -> str:
+    """One text for a whole listing, and for what else matters: the same listing gives the same text."""
+    listing = [[entry.name, entry.size, entry.etag] for entry in entries]
+    return hashlib.sha256(json.dumps([listing, more], default=str).encode()).hexdigest()[:32]
 
 
 def _root(url: str, settings: Settings | None) -> _Root:

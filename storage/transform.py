@@ -1,16 +1,17 @@
 """Run dbt for one domain and one layer, as a task of Airflow or by hand.
 
-A domain (birds, music, text, platform) is built in layers: ``staging`` (views of the current versions, the shared
-shape of a domain's sources, seeds and the shared licence table), ``core`` (normalized tables, merged in place) and
-``marts`` (into ``marts_next_<domain>``, which is dropped first; ``storage.gates.publish`` shows them to readers).
-Between core and marts, :func:`assign_splits` records the split of leakage groups that are new.
+A domain (birds, music, text, platform) is built in two layers: ``core`` (its seeds, the staging views of current
+versions, the shape its sources share, and the normalized tables, merged in place) and ``marts`` (into
+``marts_next_<domain>``, which is dropped first; ``storage.gates.publish`` shows them to readers). Between them,
+:func:`assign_splits` records the split of leakage groups that are new.
 
-Two builds of one domain wait for each other. Different domains run side by side: they share only ``core.licence``,
-the seed it is made of and the table of vanished keys, and those are touched under a lock of their own.
+Two builds of one domain wait for each other. Different domains run side by side: they share only the licences, which
+are built by whoever finds them out of date, under a lock of their own.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -31,17 +32,17 @@ from storage.roles import QUIET
 from storage.settings import Settings, checkout, home
 
 DOMAINS = ("birds", "music", "text", "platform")
-LAYERS = ("staging", "core", "marts")
+LAYERS = ("core", "marts")
 FAILED = ("error", "fail", "runtime error", "partial success")
 UNDONE = (*FAILED, "skipped")
 Say = Callable[[str], None]
 
 # Which part of the project a layer is. Tags come from the folders (dbt_project.yml): each model has one domain.
 SELECTORS = {
-    "staging": ("tag:{0},tag:staging", "tag:{0},tag:intermediate", "tag:{0},resource_type:seed", "tag:shared"),
-    "core": ("tag:{0},tag:core",),
+    "core": ("tag:{0},tag:staging", "tag:{0},tag:intermediate", "tag:{0},resource_type:seed", "tag:{0},tag:core"),
     "marts": ("tag:{0},tag:marts",),
 }
+SHARED = "tag:shared"
 WITHOUT_CORE = ("platform",)  # its marts read the platform's own tables, which are normalized already
 
 # A published split wins; where a source publishes a group in several, the training side is recorded, so that no row
@@ -97,7 +98,7 @@ def transform(domain: str, settings: Settings, retry: bool = False, say: Say | N
     Returns ``{"domain", "layers": [what build returns], "splits": what assign_splits returns}``.
     Raises Problem when a layer fails; the layers after it do not run.
     """
-    layers = [build(domain, layer, settings, retry, say) for layer in ("staging", "core")]
+    layers = [build(domain, "core", settings, retry, say)]
     splits = assign_splits(domain, settings)
     layers.append(build(domain, "marts", settings, retry, say))
     return {"domain": domain, "layers": layers, "splits": splits}
@@ -112,7 +113,7 @@ def build(domain: str, layer: str, settings: Settings, retry: bool = False, say:
     """
     if layer not in LAYERS:
         raise Problem(f"there is no layer {layer}", f"There are: {', '.join(LAYERS)}")
-    with _alone(settings, [domain], shared=layer == "staging") as db:
+    with _alone(settings, [domain]) as db:
         return _build(db, domain, layer, settings, retry, say or _to_stderr)
 
 
@@ -130,22 +131,39 @@ def assign_splits(domain: str, settings: Settings) -> dict[str, int]:
 
 
 def rebuild_core(settings: Settings, say: Say | None = None) -> list[dict[str, Any]]:
-    """Drop every table of core and build staging and core of all domains anew, while no other build runs.
+    """Drop every table of core and build the core of all domains anew, while no other build runs.
 
     The only way to apply a changed constraint, and never needed for changed data. Published marts stay as they are.
     """
     domains = [domain for domain in DOMAINS if domain not in WITHOUT_CORE]
     built = []
-    with _alone(settings, domains, shared=True) as db:
+    with _alone(settings, domains) as db:
         with db, db.cursor() as sql:
             sql.execute("select tablename from pg_tables where schemaname = 'core' order by tablename")
             tables = [pg.Identifier("core", name) for (name,) in sql.fetchall()]
             if tables:
                 sql.execute(pg.SQL("drop table {}").format(pg.SQL(", ").join(tables)))
         for domain in domains:
-            for layer in ("staging", "core"):
-                built.append(_build(db, domain, layer, settings, False, say or _to_stderr))
+            built.append(_build(db, domain, "core", settings, False, say or _to_stderr))
     return built
+
+
+def docs(settings: Settings, say: Say | None = None) -> Path:
+    """dbt's documentation of the whole project as one page. Returns the folder that holds it, as ``index.html``.
+
+    Raises Problem with dbt's own words.
+    """
+    target = home() / "dbt" / "docs"
+    argv = ["docs", "generate", "--static", "--target", "published"]
+    with closing(warehouse.connect(settings, application="lyrebird docs")) as db:
+        lines, code = _dbt(db, target, argv, settings, say or _to_stderr)
+    page = target / "static_index.html"
+    if code or not page.exists():
+        raise Problem("dbt could not make its documentation:\n" + "\n".join(lines[-15:]), f"The log is in {target}")
+    folder = target / "site"
+    folder.mkdir(exist_ok=True)
+    shutil.copyfile(page, folder / "index.html")
+    return folder
 
 
 def _known(domain: str) -> str:
@@ -159,19 +177,15 @@ def _to_stderr(line: str) -> None:
 
 
 @contextmanager
-def _alone(settings: Settings, domains: Sequence[str], *, shared: bool) -> Iterator[connection]:
-    """A connection that holds the locks of these domains, and of what they share."""
-    names = [f"transform.{_known(domain)}" for domain in domains] + (["transform.shared"] if shared else [])
+def _alone(settings: Settings, domains: Sequence[str]) -> Iterator[connection]:
+    """A connection that holds the locks of these domains."""
     with closing(warehouse.connect(settings, application="lyrebird transform")) as db, ExitStack() as locks:
-        for name in names:
-            locks.enter_context(warehouse.advisory_lock(db, name))
+        for domain in domains:
+            locks.enter_context(warehouse.advisory_lock(db, f"transform.{_known(domain)}"))
         yield db
 
 
 def _build(db: connection, domain: str, layer: str, settings: Settings, retry: bool, say: Say) -> dict[str, Any]:
-    outcome: dict[str, Any] = {"domain": domain, "layer": layer, "invocation_id": None, "seconds": 0.0}
-    if layer == "core" and domain in WITHOUT_CORE:
-        return outcome | {"counts": {}, "nodes": []}
     target = target_path(domain, layer)
     target.mkdir(parents=True, exist_ok=True)
     before = _results(target)
@@ -181,48 +195,62 @@ def _build(db: connection, domain: str, layer: str, settings: Settings, retry: b
         if not retry:
             with db, db.cursor() as sql:
                 sql.execute(pg.SQL("drop schema if exists {} cascade").format(pg.Identifier(next_schema(domain))))
-    lines, code = _dbt(db, domain, layer, settings, retry, say)
-    after = _results(target)
-    if after["invocation_id"] == before["invocation_id"]:
-        words = "\n".join(lines[-15:]) or f"exit code {code}"
-        raise Problem(f"dbt could not build the {layer} of {domain}:\n{words}", f"The log is in {target}")
-    nodes = (before["nodes"] if retry else {}) | after["nodes"]
-    outcome |= {
+    selectors = [one.format(domain) for one in SELECTORS[layer]]
+    if domain in WITHOUT_CORE and layer == "core":
+        selectors = selectors[:1]
+    with ExitStack() as held:
+        state = _state_of_shared() if layer == "core" and domain not in WITHOUT_CORE else ""
+        if state and _noted(db) != state:
+            held.enter_context(warehouse.advisory_lock(db, "transform.shared"))
+        build_shared = bool(state) and _noted(db) != state
+        if retry:
+            argv = ["retry", "--state", str(target)]
+        else:
+            # unit tests judge the SQL, not the data: they belong to the project's tests, not to each run
+            argv = ["build", "--exclude-resource-type", "unit_test", "exposure", "--select", *selectors]
+            argv += [SHARED] if build_shared else []
+        lines, code = _dbt(db, target, [*argv, "--target", "platform"], settings, say)
+        after = _results(target)
+        if after["invocation_id"] == before["invocation_id"]:
+            words = "\n".join(lines[-15:]) or f"exit code {code}"
+            raise Problem(f"dbt could not build the {layer} of {domain}:\n{words}", f"The log is in {target}")
+        nodes = (before["nodes"] if retry else {}) | after["nodes"]
+        bad = [node for node in nodes.values() if node["status"] in FAILED]
+        if bad or code:
+            told = "\n".join(f"  {node['name']} ({node['status']}): {node['message']}" for node in bad) or lines[-1]
+            raise Problem(
+                f"dbt failed in the {layer} of {domain}:\n{told}",
+                f"Mend it and run `lyrebird transform {domain}` again; the log is {target / 'dbt.log'}",
+            )
+        if build_shared and nodes.get("model.lyrebird.licence", {}).get("status") == "success":
+            _note(db, state)
+    if layer == "marts":
+        _stamp(db, domain, str(after["invocation_id"]))
+    return {
+        "domain": domain,
+        "layer": layer,
         "invocation_id": after["invocation_id"],
         "seconds": after["seconds"],
         "counts": dict(Counter(node["status"] for node in nodes.values())),
         "nodes": list(nodes.values()),
     }
-    (target / "lyrebird.json").write_text(json.dumps(outcome))
-    bad = [node for node in nodes.values() if node["status"] in FAILED]
-    if bad or code:
-        told = "\n".join(f"  {node['name']} ({node['status']}): {node['message']}" for node in bad) or lines[-1]
-        raise Problem(
-            f"dbt failed in the {layer} of {domain}:\n{told}",
-            f"Mend it and run `lyrebird transform {domain}` again; the log is {target / 'dbt.log'}",
-        )
-    if layer == "marts":
-        _stamp(db, domain, str(after["invocation_id"]))
-    return outcome
 
 
-def _dbt(db: connection, domain: str, layer: str, settings: Settings, retry: bool, say: Say) -> tuple[list[str], int]:
-    """Run dbt; its lines go to ``say`` as they come. Returns them and the exit code."""
-    target = target_path(domain, layer)
+def _dbt(db: connection, target: Path, argv: Sequence[str], settings: Settings, say: Say) -> tuple[list[str], int]:
+    """Run dbt with its artifacts in ``target``; its lines go to ``say`` as they come. Returns them and the exit code.
+
+    Raises Problem when dbt is not installed beside this Python.
+    """
+    program = Path(sys.executable).parent / "dbt"
+    if not program.exists():
+        raise Problem(f"{program} is missing", "Run `make install` again")
+    target.mkdir(parents=True, exist_ok=True)
     if not (target / "partial_parse.msgpack").exists():
         # what a sibling has parsed need not be parsed again; dbt itself checks that it still holds
         parsed = sorted(target.parent.glob("*/partial_parse.msgpack"), key=lambda path: path.stat().st_mtime)
         if parsed:
             shutil.copyfile(parsed[-1], target / "partial_parse.msgpack")
     folders = ["--project-dir", project(), "--profiles-dir", project(), "--target-path", target, "--log-path", target]
-    argv = [Path(sys.executable).parent / "dbt", "--no-use-colors", "retry" if retry else "build", *folders]
-    argv += ["--target", "platform"]
-    if retry:
-        argv += ["--state", target]
-    else:
-        # unit tests judge the SQL, not the data: they belong to the project's tests, not to each run
-        argv += ["--exclude-resource-type", "unit_test", "exposure", "--select"]
-        argv += [selector.format(domain) for selector in SELECTORS[layer] if _wanted(domain, selector)]
     variables = {
         "LYREBIRD_POSTGRES_HOST": settings.postgres_host,
         "LYREBIRD_POSTGRES_PORT": str(settings.postgres_port),
@@ -234,7 +262,7 @@ def _dbt(db: connection, domain: str, layer: str, settings: Settings, retry: boo
     lines: list[str] = []
     # dbt inherits the socket of the connection that holds the locks: if we are killed, they last as long as dbt does
     with subprocess.Popen(
-        [str(part) for part in argv],
+        [str(part) for part in (program, "--no-use-colors", *argv, *folders)],
         env={**os.environ, **QUIET, **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -252,10 +280,25 @@ def _dbt(db: connection, domain: str, layer: str, settings: Settings, retry: boo
     return [line for line in lines if line.strip()], child.returncode
 
 
-def _wanted(domain: str, selector: str) -> bool:
-    if domain in WITHOUT_CORE:
-        return "shared" not in selector and "seed" not in selector and "intermediate" not in selector
-    return True
+def _state_of_shared() -> str:
+    """A hash of what the shared tables are made of: seeds and code, never data."""
+    files = sorted([*(project() / "seeds" / "shared").iterdir(), *(project() / "models" / "core" / "shared").iterdir()])
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
+def _noted(db: connection) -> str:
+    """The state that the shared tables were last built from, noted on core.vanished; empty when never."""
+    with db, db.cursor() as sql:
+        sql.execute(
+            "select obj_description(to_regclass('core.vanished')) where to_regclass('core.licence') is not null"
+        )
+        row = sql.fetchone()
+    return str(row[0] or "") if row else ""
+
+
+def _note(db: connection, state: str) -> None:
+    with db, db.cursor() as sql:
+        sql.execute("comment on table core.vanished is %s", (state,))
 
 
 def _results(target: Path) -> dict[str, Any]:

@@ -182,11 +182,11 @@ class Home:
         path = self.root / "ports.json"
         return dict(json.loads(path.read_text())) if path.exists() else {}
 
-    def choose_ports(self, ours: Collection[str], wanted: Collection[str], progress: Progress) -> dict[str, int]:
+    def choose_ports(self, ours: Collection[int], wanted: Collection[str], progress: Progress) -> dict[str, int]:
         """Settle the port of every server, and remember it.
 
-        ``ours``: servers that run now, whose ports are rightly taken. ``wanted``: servers about to start; only theirs
-        are spoken about. The order is: the variable, the port of last time, the default, any free one.
+        ``ours``: ports on which servers of this installation listen now. ``wanted``: servers about to start; only
+        theirs are spoken about. The order is: the variable, the port of last time, the default, any free one.
         Raises Problem when a port that somebody set is taken.
         """
         before = self.ports()
@@ -195,8 +195,7 @@ class Home:
             server = name.partition("_")[0]
             port = asked_port(name)
             if port is not None:
-                taken = not (server in ours and before.get(name) == port) and not is_free(port)
-                if taken and server in wanted:
+                if server in wanted and port not in ours and not is_free(port):
                     variable = f"LYREBIRD_PORT_{name.upper()}"
                     raise Problem(
                         f"port {port}, which {variable} asks for, is taken{holder(port)}",
@@ -204,7 +203,7 @@ class Home:
                     )
             else:
                 port = before.get(name) or DEFAULT_PORTS.get(name)
-                taken = port is None or port in chosen.values() or not (server in ours or is_free(port))
+                taken = port is None or port in chosen.values() or not (port in ours or is_free(port))
                 if port is None or taken:
                     free = random_free(avoid={*chosen.values(), *before.values(), *DEFAULT_PORTS.values()})
                     if port is not None and server in wanted and name in DEFAULT_PORTS:

@@ -435,7 +435,7 @@ def _airflow(home: Home, ports: Mapping[str, int], passwords: Mapping[str, str])
     )
     airflow = str(scripts() / "airflow")
     # The log servers would listen on every address; the files are read directly, since all is on one machine.
-    # The scheduler gets time to end its tasks; the others may be killed at any moment, and are slow to stop by themselves.
+    # The scheduler gets time to end its tasks; the others are slow to stop by themselves, and may be killed any time.
     commands = {
         "airflow-api-server": (["api-server"], 2),
         "airflow-scheduler": (["scheduler", "--skip-serve-logs"], 6),

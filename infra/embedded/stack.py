@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from infra.embedded import preparation, probes
-from infra.embedded.home import Home, Progress, write_private
+from infra.embedded.home import Home, Progress, holder, is_free, write_private
 from infra.embedded.preparation import Cancelled, last_line
 from infra.embedded.programs import (
     SERVICES,
@@ -64,7 +64,18 @@ def up(home: Path | str, only: Iterable[str] | None = None, progress: Progress =
     check_installed()
     place.check_space()
     with place.lock(progress):
-        _start(place, services, progress)
+        for last in (False, False, True):
+            try:
+                _start(place, services, progress)
+                return
+            except PortLost as lost:
+                if last:
+                    raise
+                progress(f"{lost.what}; choosing another.")
+
+
+class PortLost(Problem):
+    """Another program took a port between our choosing it and our server's listening on it."""
 
 
 def _start(home: Home, services: list[Service], progress: Progress) -> None:
@@ -72,10 +83,9 @@ def _start(home: Home, services: list[Service], progress: Progress) -> None:
     states = supervisor.states()
     if states is None and supervisor.sweep():
         progress("Ended what an earlier, killed stack had left running.")
-    alive = {name for name, state in (states or {}).items() if state["statename"] in ALIVE}
-    running = {service.name for service in SERVICES.values() if alive.issuperset(service.programs)}
+    alive = {name: int(state["pid"]) for name, state in (states or {}).items() if state["statename"] in ALIVE}
     passwords = home.passwords()
-    ports = home.choose_ports(running, {service.name for service in services}, progress)
+    ports = home.choose_ports(_listening(alive.values()), {service.name for service in services}, progress)
     programs = all_programs(home, ports, passwords)
     write_roles(home, ports, passwords)
     supervisor.ensure(programs, clean_environment())
@@ -87,6 +97,27 @@ def _start(home: Home, services: list[Service], progress: Progress) -> None:
         write_private(spec_file(home, name), programs[name].spec())
     stack = _Starter(home, supervisor, programs, ports, passwords, progress)
     stack.start(services)
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    """A process and its descendants; empty when it is gone."""
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except (psutil.Error, ValueError):
+        return []
+
+
+def _listening(pids: Iterable[int]) -> set[int]:
+    """The ports on which these processes and their descendants listen."""
+    ports: set[int] = set()
+    for process in (one for pid in pids if pid for one in _family(pid)):
+        try:
+            found = process.net_connections("tcp")
+        except psutil.Error:
+            continue
+        ports |= {connection.laddr.port for connection in found if connection.status == psutil.CONN_LISTEN}
+    return ports
 
 
 def _same(path: Path, text: str) -> bool:
@@ -171,6 +202,7 @@ class _Starter:
             except Exception as error:
                 reason = error
             states = self.supervisor.states() or {}
+            self._check_port(service, [int(states.get(name, {}).get("pid", 0)) for name in service.programs])
             broken = [name for name in service.programs if states.get(name, {}).get("statename") == "FATAL"]
             if broken or time.monotonic() > deadline:
                 name = broken[0] if broken else self._unwell(service)
@@ -181,6 +213,15 @@ class _Starter:
             if self.cancelled.wait(pause):
                 raise Cancelled
             pause = min(pause * 1.3, 1.0)
+
+    def _check_port(self, service: Service, pids: list[int]) -> None:
+        """Raise PortLost when somebody else listens where this service is about to."""
+        port = self.ports[service.name]
+        # asked twice: our own server may have begun to listen in between
+        if not is_free(port) and port not in _listening(pids) and not is_free(port) and port not in _listening(pids):
+            raise PortLost(
+                f"Port {port} of {service.name} was taken{holder(port)} meanwhile", "Run `lyrebird up` again"
+            )
 
     def _unwell(self, service: Service) -> str:
         if service.name == "airflow":
@@ -264,14 +305,9 @@ def _measure(pid: int | None) -> tuple[float, int, float]:
     if pid is None:
         return 0.0, 0, 0.0
     cpu, rss, began = 0.0, 0, 0.0
-    try:
-        process = psutil.Process(pid)
-        began = process.create_time()
-        family = [process, *process.children(recursive=True)]
-    except psutil.Error:
-        return 0.0, 0, 0.0
-    for one in family:
+    for one in _family(pid):
         try:
+            began = began or one.create_time()
             times = one.cpu_times()
             cpu += times.user + times.system
             rss += one.memory_info().rss

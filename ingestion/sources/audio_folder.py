@@ -27,7 +27,6 @@ import pyarrow as pa
 from ingestion.contract import Bad, BadPage, Context, Gone, Landed, Page, Record, Resource, Source, describe
 from ingestion.locations import Location, fingerprint
 from storage.errors import Problem
-from storage.media import audio
 
 REQUIRED = ("file", "scientific_name")
 OPTIONAL = ("english_name", "recordist", "split", "licence")
@@ -46,27 +45,24 @@ def _fetch_labels(context: Context) -> Iterator[Page | Gone]:
         return
     entries = location.list()
     tables = [entry for entry in entries if entry.name.lower().endswith(".csv")]
-    folders = {str(PurePosixPath(entry.name).parent) for entry in entries}
-    cursor = {"listing": fingerprint(tables), "location": location.url}
-    if not tables or cursor == context.cursor:
-        return
+    folders = {str(parent) for entry in entries for parent in PurePosixPath(entry.name).parents}
+    metas = []
     for entry in tables:
         path = PurePosixPath(entry.name)
         own = str(path.with_suffix(""))
-        base = own if any(folder == own or folder.startswith(f"{own}/") for folder in folders) else str(path.parent)
         holder = path.parent.name or location.name or "audio_folder"
+        base = own if own in folders else str(path.parent)
+        metas.append({"base": base, "label_set": str(context.config["label_set"] or holder)})
+    cursor = {"listing": fingerprint(tables, location.url, metas)}
+    if cursor == context.cursor:
+        return
+    for entry, meta in zip(tables, metas, strict=True):
         body = location.read(entry.name)
         try:
             _table(body)
         except BadPage as error:
             raise Problem(f"{entry.name} at {location.url}: {error}", "Mend the table of labels") from None
-        yield Page(
-            name=entry.name,
-            body=body,
-            cursor=cursor,
-            content_type="text/csv",
-            meta={"base": base, "label_set": str(context.config["label_set"] or holder)},
-        )
+        yield Page(name=entry.name, body=body, cursor=cursor, content_type="text/csv", meta=meta)
 
 
 def _table(body: bytes) -> csv.DictReader[str]:
@@ -102,9 +98,7 @@ def _parse_labels(page: Landed) -> Iterator[Record | Bad]:
         if row is None:
             return
         record = _label(row, page.meta)
-        if isinstance(record, Bad):
-            yield record
-        elif first.setdefault(record["file"], record) is record:
+        if isinstance(record, Bad) or first.setdefault(record["file"], record) is record:
             yield record
         elif first[record["file"]] != record:
             yield Bad(_shown(row), f"{record['file']} has a label already, and another one")
@@ -138,6 +132,8 @@ def _shown(row: dict[Any, Any]) -> dict[str, Any]:
 
 
 def _fetch_audio(context: Context) -> Iterator[Page | Gone]:
+    from storage.media import audio
+
     location = _location(context)
     if location is None:
         return
@@ -147,7 +143,7 @@ def _fetch_audio(context: Context) -> Iterator[Page | Gone]:
             f"there is no audio at {location.url}",
             f"Put files there ({', '.join(audio.SUFFIXES)}), or name another location for audio_folder",
         )
-    cursor = {"listing": fingerprint(entries), "location": location.url}
+    cursor = {"listing": fingerprint(entries, location.url)}
     if cursor == context.cursor:
         return
     known = _known(context)

@@ -25,7 +25,7 @@ from ingestion.locations import Location
 PATTERN = "multi30k/*"
 MAX_LINE = 100_000  # bytes
 MAX_BYTES = 8 << 30  # unpacked
-_NAME = re.compile(r"(?P<part>[A-Za-z0-9][\w.-]*)\.(?P<language>[a-z]{2,3}(?:[-_][A-Za-z]{2,8})?)(?:\.gz)?")
+_NAME = re.compile(r"(?P<part>[A-Za-z0-9][\w.-]*)\.(?P<language>[a-z]{2,3}(?:[-_][A-Za-z]{2,8})?)")
 
 
 def fetch(context: Context) -> Iterator[Page | Gone]:
@@ -35,7 +35,7 @@ def fetch(context: Context) -> Iterator[Page | Gone]:
     location = Location(str(context.config["location"]), context.settings)
     seen: dict[str, str] = dict(context.cursor.get("files", {}))
     for entry in sorted(location.list(PATTERN), key=lambda entry: entry.name):
-        if not _NAME.fullmatch(PurePosixPath(entry.name).name):
+        if not _NAME.fullmatch(PurePosixPath(entry.name).name.removesuffix(".gz")):
             continue
         if entry.etag and seen.get(entry.name) == entry.etag:
             continue
@@ -106,7 +106,7 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
 def _facts(name: str) -> dict[str, Any]:
     """corpus, split, part and language out of ``<corpus>/<part>.<language>[.gz]``; BadPage where they are not in it."""
     path = PurePosixPath(name)
-    match = _NAME.fullmatch(path.name)
+    match = _NAME.fullmatch(path.name.removesuffix(".gz"))
     if match is None or not path.parent.name:
         raise BadPage("the file's name is not <corpus>/<part>.<language> or <corpus>/<part>.<language>.gz")
     part = match["part"]

@@ -64,7 +64,7 @@ def parse(landed: Landed) -> Iterator[Record | Bad]:
         if split is None or reason:
             yield Bad({"split": name, "number": number, "piece": piece}, reason)
             continue
-        steps = [sorted(set(frame)) for frame in piece]
+        steps = [sorted({int(pitch) for pitch in frame}) for frame in piece]
         yield {
             "piece_id": _piece_id(landed.name, name, number),
             "file": landed.name,
@@ -103,7 +103,8 @@ def _wrong(piece: Any) -> str:
         if not isinstance(frame, list):
             return f"step {index} is no list of pitches"
         for pitch in frame:
-            if not isinstance(pitch, int) or isinstance(pitch, bool) or not 0 <= pitch <= 127:
+            # Some pieces of the published 16th grid hold 67.0 for 67.
+            if isinstance(pitch, bool) or not isinstance(pitch, (int, float)) or pitch not in range(128):
                 return f"step {index} holds {str(pitch)[:20]!r}, which is no MIDI pitch"
     return ""
 

@@ -34,7 +34,6 @@ def macro_average_precision(truth: Truth, scores: Numbers) -> Callable[[Numbers]
         found = np.stack([_average_precisions(*label, weights) for label in labels])
         counts = np.sum(~np.isnan(found), axis=0)
         return np.asarray(np.where(counts > 0, np.nansum(found, axis=0) / np.maximum(counts, 1), np.nan))
-        return mean
 
     return score
 
@@ -55,7 +54,7 @@ def _average_precisions(order: NDArray[np.int64], truth: Truth, last: NDArray[np
     hits = np.cumsum(ranked * truth, axis=1)[:, last]
     precision = hits / np.maximum(seen, 1e-12)
     found = np.sum(np.diff(hits, axis=1, prepend=0.0) * precision, axis=1)
-    return np.divide(found, hits[:, -1], out=np.full(len(weights), np.nan), where=hits[:, -1] > 0)
+    return np.asarray(np.divide(found, hits[:, -1], out=np.full(len(weights), np.nan), where=hits[:, -1] > 0))
 
 
 def surest(scores: Numbers, threshold: float) -> NDArray[np.int64]:

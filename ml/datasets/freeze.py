@@ -290,7 +290,7 @@ def _asked(what: Task | str, where: str) -> tuple[str, str, str]:
     if isinstance(what, str) and what.startswith(("mart_", "marts.")):
         raise Problem(f"{what} is no training mart", f"The training marts are {', '.join(LAYOUTS)}")
     asked = task_of(what) if isinstance(what, str) else what
-    return asked.name, asked.mart, f"({asked.where}) and ({where})" if where else asked.where
+    return asked.name, asked.mart, f"({asked.where}) and ({where}\n)" if where else asked.where
 
 
 @contextmanager

@@ -4,17 +4,18 @@ Every token is drawn from what may follow (`tokens.allowed`), so whatever the se
 piece and its file is valid MIDI. Keys and values of what was read are kept, so a token costs one position's work.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
 from ml.music.data import Piece, Surroundings, collate, windows
-from ml.music.model import NEVER, Cache, ModelConfig, MusicTransformer, negative_log_likelihood, possible
-from ml.music.tokens import END_FRAME, NONE, PITCHES, START, STOP, Frames, describe, encode, tidy
+from ml.music.model import NEVER, Cache, ModelConfig, MusicTransformer, negative_log_likelihood
+from ml.music.tokens import END_FRAME, NONE, PITCHES, Described, Frames, allowed, decode, describe, encode, tidy
 from ml.training.files import read_json
 from ml.training.trainer import load_weights, move
 from storage.errors import Problem
@@ -22,6 +23,8 @@ from storage.media import frames as grids
 from storage.media import midi
 
 Floats = np.ndarray[tuple[int], np.dtype[np.float64]]
+FAMILY = "music"
+NO_TARGET = np.zeros(0, dtype=np.int64)
 VOICES = 16  # pitches in a composed frame at most, so that a frame always ends
 SCORED = 16  # windows scored at once
 MOST_FRAMES = 10_000
@@ -60,27 +63,22 @@ class Composer:
         below 1 is more cautious, and `top_p` keeps the likeliest tokens that together have this probability. The same
         seed gives the same music. Raises Problem for numbers that make no sense.
         """
-        count = len(melody) if melody is not None else frames
-        _check(count, temperature, top_p, melody)
+        tops: Sequence[int | None] = [None] * frames if melody is None else melody
+        _check(len(tops), temperature, top_p, tops)
         generator = torch.Generator().manual_seed(seed)
-        ids = encode(prime or [], stop=False).tolist()
-        first = len(tidy(prime or []))
+        ids: list[int] = encode(prime or [], stop=False).tolist()
         reader = _Reader(self.network, self.surroundings)
-        for step in range(first, first + count):
-            top = NONE if melody is None else (-1 if melody[step - first] is None else melody[step - first])
-            while True:
-                logits, above = reader.next(ids)
-                place = 0 if above == NONE else describe(ids[-VOICES - 1 :]).place[-1]
-                if above == NONE and melody is not None:
-                    token = END_FRAME if top == NONE else int(top or 0)
-                elif place >= VOICES:
-                    token = END_FRAME
-                else:
-                    token = draw(logits, above, temperature, top_p, generator, rest=step > 0)
-                ids.append(token)
-                if token == END_FRAME:
-                    break
-        return _decode(ids)
+        for top in tops:
+            if melody is not None:
+                ids.append(END_FRAME if top is None else top)
+            begun = melody is not None
+            while not begun or ids[-1] != END_FRAME:
+                logits, last = reader.next(ids)
+                # A piece that begins with a rest could be silent all through; a full frame must end.
+                token = draw(logits, int(last.above[0]), temperature, top_p, generator, rest=len(ids) > 1)
+                ids.append(END_FRAME if last.place[0] == VOICES else token)
+                begun = True
+        return decode(ids)
 
     def midi(self, music: Frames, tempo_bpm: float = midi.DEFAULT_TEMPO) -> bytes:
         """A Standard MIDI File of frames on the model's grid, held pitches merged."""
@@ -97,3 +95,85 @@ class Composer:
         if not any(music):
             raise Problem(f"{path} holds no note on the {self.grid} grid", "Name a .mid file with a tune in it")
         return music
+
+
+class _Reader:
+    """Reads a growing piece with a cache; past the context it starts anew from the last half context."""
+
+    def __init__(self, network: MusicTransformer, surroundings: Surroundings) -> None:
+        self._network, self._surroundings = network, surroundings
+        self._cache: Cache = []
+        self._first = self._read = 0  # tokens cached: from, to
+
+    @torch.inference_mode()
+    def next(self, ids: list[int]) -> tuple[Tensor, Described]:
+        """Logits [OUTPUTS] of the token after `ids`, which begin as they did at the last call; and its columns."""
+        context = self._network.config.context
+        if len(ids) - self._first > context:
+            self._cache, self._first = [], len(ids) - context // 2
+            self._read = self._first
+        piece = describe(ids)
+        new = (piece[self._read :], self._surroundings.of(piece, self._read), NO_TARGET)
+        batch = move(collate([new]), next(self._network.parameters()).device)
+        logits = self._network(batch, self._cache)[0, -1].float().cpu()
+        self._read = len(ids)
+        return logits, piece[-1:]
+
+
+def draw(
+    logits: Tensor, above: int, temperature: float, top_p: float, generator: torch.Generator, *, rest: bool = True
+) -> int:
+    """A token for logits [OUTPUTS], among those that may follow `above`; `rest` says whether a frame may be empty.
+
+    Nucleus sampling (Holtzman et al. 2020): the least likely tokens beyond a total of `top_p` are left out.
+    """
+    mask = allowed(torch.tensor(above), stop=False)
+    if above == NONE and not rest:
+        mask[END_FRAME] = False
+    p = F.softmax(logits.masked_fill(~mask, NEVER) / temperature, dim=-1)
+    ordered, order = p.sort(descending=True, stable=True)
+    ordered[ordered.cumsum(0) - ordered >= top_p] = 0.0
+    return int(order[torch.multinomial(ordered, 1, generator=generator)])
+
+
+@torch.inference_mode()
+def frame_nll(network: MusicTransformer, pieces: Sequence[Piece]) -> list[Floats]:
+    """Nats for each frame of each piece, first frame included; the end of the piece is not scored.
+
+    Long pieces are read in overlapping windows. What stands beside a piece in a batch does not change its score.
+    """
+    device, scores = next(network.parameters()).device, [np.zeros(len(piece.frames)) for piece in pieces]
+    todo = [(row, *part) for row, piece in enumerate(pieces) for part in windows(piece, network.config.context)]
+    todo.sort(key=lambda part: len(part[1][0]))
+    for first in range(0, len(todo), SCORED):
+        group = todo[first : first + SCORED]
+        batch = move(collate([crop for _, crop, _ in group]), device)
+        nats = negative_log_likelihood(network(batch), batch, stop=False).double().cpu().numpy()
+        for values, (row, (read, _, _), scored) in zip(nats, group, strict=True):
+            np.add.at(scores[row], read.step[scored:], values[scored : len(read)])
+    return scores
+
+
+def load(folder: Path, name: str = "", device: str = "cpu") -> Composer:
+    """A composer from a run folder or a model folder. Problem where it is not one."""
+    path = folder / "model.json"
+    if not path.exists():
+        raise Problem(f"{folder} holds no model.json", "Name the folder of a finished music run")
+    about = read_json(path)
+    if about.get("family") != FAMILY:
+        raise Problem(f"{folder} holds a model of the family {about.get('family')!r}", "Name a music model")
+    config = ModelConfig(**about["model"])
+    network = MusicTransformer(config, Surroundings(config.history, config.reach).width)
+    load_weights(network, folder)
+    return Composer(network.to(device), about, name or about["dataset"]["name"], folder)
+
+
+def _check(frames: int, temperature: float, top_p: float, tops: Sequence[int | None]) -> None:
+    if not 1 <= frames <= MOST_FRAMES:
+        raise Problem(f"{frames} frames cannot be composed", f"Ask for 1 to {MOST_FRAMES:,}")
+    if not 0 < temperature <= 10:
+        raise Problem(f"The temperature cannot be {temperature}", "Use a number above 0 and at most 10, such as 0.9")
+    if not 0 < top_p <= 1:
+        raise Problem(f"top-p cannot be {top_p}", "Use a number above 0 and at most 1, such as 0.95")
+    if any(top is not None and not 0 <= top < PITCHES for top in tops):
+        raise Problem("The melody has pitches outside 0 to 127", "Use MIDI pitches, or nothing for a rest")

@@ -59,7 +59,7 @@ class Surroundings:
         return np.concatenate(columns, axis=1)
 
     def _frames(self, piece: Described) -> tuple[Bytes, Bytes]:
-        """The keyboard of every frame [frames + 1, PITCHES + 2 reach], and the pitch classes before it [.., CLASSES]."""
+        """Each frame's keyboard [frames + 1, PITCHES + 2 reach] and the pitch classes before it [frames + 1, CLASSES]."""
         pitches = piece.ids < PITCHES
         keyboard = np.zeros((int(piece.step[-1]) + 1, PITCHES), dtype=np.uint8)
         keyboard[piece.step[pitches], piece.ids[pitches]] = 1
@@ -119,7 +119,7 @@ def rows(version: Version, split: str) -> Rows:
     names: list[str] = table["piece_id"].to_pylist()
     frames: list[Frames] = [tidy(piece) for piece in table["frames"].to_pylist()]
     for name, piece in zip(names, frames, strict=True):
-        if not piece or any(frame and not (0 <= frame[-1] and frame[0] < PITCHES) for frame in piece):
+        if not piece or any(frame and (frame[-1] < 0 or frame[0] >= PITCHES) for frame in piece):
             raise Problem(
                 f"The piece {name} of version {version.id} is empty or has pitches outside 0 to 127",
                 "Freeze a version without it",
@@ -178,7 +178,7 @@ def batches(pieces: Sequence[Piece], context: int, size: int, transpose: int, se
 def windows(piece: Piece, context: int) -> Iterator[tuple[tuple[Described, Bytes, Ints], int]]:
     """Crops that cover a piece without its STOP, each with how many of its first targets were scored before.
 
-    Neighbours overlap by half, so every token is scored once and with at least half a context before it, or all there is.
+    Neighbours overlap by half: every token is scored once, with at least half a context before it, or all there is.
     """
     total = len(piece.read) - 2
     start = scored = 0
@@ -187,4 +187,3 @@ def windows(piece: Piece, context: int) -> Iterator[tuple[tuple[Described, Bytes
         yield crop(piece, start, length), scored - start
         scored = start + length
         start += max(1, context // 2)
-

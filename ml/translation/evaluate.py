@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from sacrebleu.metrics import BLEU, CHRF
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
 
 from ml.datasets.read import Version
 from ml.training.evaluation import Evaluation, from_sums
@@ -103,7 +104,7 @@ def _chrf(sums: Sums) -> Sums:
         np.divide(part, orders, out=np.zeros_like(part), where=orders > 0) for part in (precision, recall)
     )
     below = 4 * precision + recall  # beta = 2: recall weighs four times as much
-    return 100 * np.divide(5 * precision * recall, below, out=np.zeros_like(below), where=below > 0)
+    return 100.0 * np.divide(5 * precision * recall, below, out=np.zeros_like(below), where=below > 0)
 
 
 def _bleu(sums: Sums) -> Sums:

@@ -81,10 +81,10 @@ def train(request: Request[ModelConfig]) -> None:
     longest = config.longest
     encoded, valid = encode(pairs, subwords, longest), encode(valid_pairs, subwords, longest)
     model = build(config, subwords.size)
+    languages = sorted(set(version.table("train", ["source_language"]).column(0).to_pylist()))
     about = {
         "family": "translation", "model": asdict(config), "vocabulary": subwords.size,
-        "languages": {"source": sorted(set(version.table("train", ["source_language"]).column(0).to_pylist())),
-                      "target": subwords.languages},
+        "languages": {"source": languages, "target": subwords.languages},
         "parameters": sum(p.numel() for p in model.parameters()), "dataset": version.describe(), "code": code(),
         "left_out": len(pairs.units) - len(encoded.sources),
     }  # fmt: skip
@@ -104,7 +104,7 @@ def train(request: Request[ModelConfig]) -> None:
         entry = metric(name, scored.metrics[name], "copy the source", baseline.metrics[name], seed=request.train.seed)
         metrics.append(entry | {"signature": scored.signatures[name]})
     write_scores(run, "translation", version.id, "valid", metrics)
-    title = f"Translation {'/'.join(about['languages']['source'])} to {'/'.join(subwords.languages)}"
+    title = f"Translation {'/'.join(languages)} to {'/'.join(subwords.languages)}"
     report.write(run, title, _sections(translator, scored))
     report.card(
         run, title,

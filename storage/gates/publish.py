@@ -89,9 +89,10 @@ def rollback(domain: str, settings: Settings, say: Say | None = None) -> int:
         closing(warehouse.connect(settings, application="lyrebird publish")) as db,
         warehouse.advisory_lock(db, f"transform.{domain}"),
     ):
-        now, *earlier = _publications(db, domain) or [None]
+        publications = _publications(db, domain)
+        now = publications[0] if publications else None
         kept = _kept_schemas(db, domain)
-        old = next((one for one in earlier if one and now and one.schema != now.schema and one.schema in kept), None)
+        old = next((one for one in publications if now and one.schema != now.schema and one.schema in kept), None)
         if now is None or old is None:
             raise Problem(f"no earlier version of the marts of {domain} is kept", "There is nothing to go back to")
         new = Publication(now.version + 1, old.schema, old.marts, old.fingerprint, old.invocation_id)
@@ -215,7 +216,7 @@ def _switch(db: connection, domain: str, now: Publication | None, new: Publicati
                 time.sleep(random.uniform(0.05, 0.25))
             except psycopg2.errors.DependentObjectsStillExist as error:
                 raise Problem(
-                    f"a mart of {domain} changed its columns, and somebody's view reads it: {error.diag.message_detail}",
+                    f"a mart of {domain} has other columns now, and a view reads it: {error.diag.message_detail}",
                     "Drop that view, publish, and make it again",
                 ) from error
 

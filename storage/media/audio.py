@@ -133,6 +133,14 @@ def decode(source: bytes | Path, sample_rate_hz: int, *, name: str = "", limits:
     return np.concatenate(list(blocks(source, sample_rate_hz, name=name, limits=limits)))
 
 
+def verify(source: bytes | Path, *, name: str = "", limits: Limits = LIMITS) -> AudioInfo:
+    """Decode a recording to its end and keep nothing of it. Raises AudioError when :func:`blocks` would."""
+    info = probe(source, name=name, limits=limits)
+    for _ in blocks(source, info.sample_rate_hz, name=name, limits=limits):
+        pass
+    return info
+
+
 def to_int16(pcm: Pcm) -> Pcm16:
     """Float samples as 16-bit integers: full scale is 32768, what lies beyond is clipped."""
     scaled: Pcm16 = np.clip(np.rint(pcm * 32768.0), -32768, 32767).astype(np.int16)

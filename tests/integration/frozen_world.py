@@ -75,11 +75,18 @@ def split_of(number: int) -> str:
     return ("train", "train", "train", "valid", "test")[number % 5]
 
 
+SPECIES = (["Parus major"], ["Turdus merula"], [], ["Parus major", "Turdus merula"])
+PITCHES = {"Parus major": 3_500, "Turdus merula": 1_200}  # Hz
+
+
 def sound(number: int, seconds: float = 1.0) -> Any:
-    """A tone of its own for each clip, 16 bit at 16 kHz."""
+    """A clip unlike any other: noise, and a tone near the pitch of each species heard in it. 16 bit at 16 kHz."""
+    random = np.random.default_rng(number)
     time = np.arange(int(seconds * 16_000)) / 16_000
-    noise = np.random.default_rng(number).normal(0, 300, len(time))
-    return (8_000 * np.sin(2 * np.pi * (300 + 40 * number) * time) + noise).astype(np.int16)
+    wave = random.normal(0, 500, len(time))
+    for species in SPECIES[number % 4]:
+        wave += 6_000 * np.sin(2 * np.pi * (PITCHES[species] + random.uniform(-150, 150)) * time)
+    return wave.astype(np.int16)
 
 
 def clips(stack: Stack, count: int, label_set: str = "aviary") -> Rows:
@@ -89,7 +96,7 @@ def clips(stack: Stack, count: int, label_set: str = "aviary") -> Rows:
         body = audio.encode_flac(sound(number), 16_000)
         key = f"clips/{hashlib.sha256(body).hexdigest()}.flac"
         objects.put("derived", key, body, "audio/flac")
-        species = [["Parus major"], ["Turdus merula"], [], ["Parus major", "Turdus merula"]][number % 4]
+        species = SPECIES[number % 4]
         rows.append(
             {
                 "clip_id": f"clip-{number:03d}",

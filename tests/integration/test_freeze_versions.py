@@ -233,13 +233,13 @@ def test_damage_is_named_and_freezing_again_mends_it(stack: Stack) -> None:
     body = bytearray(objects.get("datasets", key))
     body[len(body) // 2] ^= 1
     objects.put("datasets", key, bytes(body))
-    with pytest.raises(Problem, match="valid-00000.parquet"):
+    with pytest.raises(Problem, match=r"valid-00000\.parquet"):
         freeze.verify(frozen.version, settings)
     mended = freeze.freeze("music-chorales", settings)
     assert (mended.version, mended.new) == (frozen.version, False)
     assert freeze.verify(frozen.version, settings)["intact"]
     objects.delete("datasets", key)
-    with pytest.raises(Problem, match="valid-00000.parquet"):
+    with pytest.raises(Problem, match=r"valid-00000\.parquet"):
         freeze.verify(frozen.version, settings)
 
 
@@ -295,9 +295,12 @@ def test_the_freeze_only_reads_the_warehouse(stack: Stack) -> None:
     world.publish(stack, "mart_music_training_pieces", world.pieces(60))
     with pytest.raises(Problem, match="cannot be read"):
         freeze.freeze("music-chorales", stack.settings("trainer"), "nextval('ops.audit_id_seq') > 0")
-    with closing(warehouse.connect(stack.settings("trainer"))) as db, db.cursor() as sql:
-        with pytest.raises(psycopg2.errors.InsufficientPrivilege):
-            sql.execute("delete from marts.mart_music_training_pieces")
+    with (
+        closing(warehouse.connect(stack.settings("trainer"))) as db,
+        db.cursor() as sql,
+        pytest.raises(psycopg2.errors.InsufficientPrivilege),
+    ):
+        sql.execute("delete from marts.mart_music_training_pieces")
 
 
 def test_trainable_tasks_follow_the_marts(stack: Stack) -> None:

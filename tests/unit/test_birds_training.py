@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -238,7 +239,7 @@ def test_the_command_line_trains_and_resumes(version: Path, tmp_path: Path) -> N
     main(["--version", str(version), "--out", str(out), "--preset", "smoke", "--set", *settings, "--resume"])
     assert (out / "weights.safetensors").read_bytes() == weights
     assert set(PRESETS) == {"smoke", "cpu", "gpu"}
-    with pytest.raises(Problem, match="no setting 'colour'.*mels"):
+    with pytest.raises(Problem, match=r"no setting 'colour'.*mels"):
         main(["--version", str(version), "--out", str(out), "--set", "colour=red"])
 
 
@@ -292,9 +293,7 @@ def test_identify_follows_the_contract_and_names_who_sings_when(run: Path, tmp_p
     assert all(0.5 < p["score"] <= 1 for p in answer["predictions"])
 
 
-def test_a_clip_gets_the_same_answer_from_the_version_and_from_its_file(
-    run: Path, version: Path, tmp_path: Path
-) -> None:
+def test_a_clip_has_the_same_answer_in_the_version_and_as_a_file(run: Path, version: Path, tmp_path: Path) -> None:
     model, clips = load(run), Clips(Version(version), "valid", RATE)
     rows = [row for row in range(len(clips)) if len(clips.pcm(row)) <= RATE][:3]
     for row in rows:
@@ -308,7 +307,7 @@ def test_windows_cover_a_recording_of_any_length(run: Path, tmp_path: Path, seco
     path = write(tmp_path / "a.wav", song((), np.random.default_rng(1), seconds))
     windows = list(load(run).windows(path))
     assert windows[0].start_s == 0 and windows[-1].end_s == pytest.approx(seconds)
-    assert all(a.end_s == b.start_s for a, b in zip(windows, windows[1:], strict=False))
+    assert all(a.end_s == b.start_s for a, b in pairwise(windows))
 
 
 @pytest.mark.parametrize("level", [0.0, 1.0])

@@ -49,6 +49,9 @@
 {#- on-run-start: the table of vanished keys must be there before two threads merge into it. -#}
 {% macro prepare_core() -%}
     {%- if execute and flags.WHICH in ('run', 'build', 'retry') -%}
+        {%- if target.name == 'published' -%}
+            {%- do exceptions.raise_compiler_error('Nothing is built in the target published: it names what readers see.') -%}
+        {%- endif -%}
         {%- set schema = generate_schema_name('core', none) -%}
         {%- if not adapter.check_schema_exists(target.database, schema) -%}
             {%- do run_query('create schema if not exists ' ~ schema) -%}

@@ -1,0 +1,189 @@
+"""Models in use: what `identify`, `compose`, `translate` and `evaluate` do with the champion or the model named."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from ml import registry
+from storage import warehouse
+from storage.errors import Problem
+from storage.settings import Settings
+
+Say = Callable[[str], None]
+ISO_639 = {"en": "eng", "ru": "rus", "de": "deu", "fr": "fra", "es": "spa"}
+
+
+def champion(family: str, settings: Settings) -> str:
+    """The family's champion; one trained on real data before one trained on simulated data, the latest first.
+
+    Raises Problem when there is none.
+    """
+    with closing(warehouse.connect(settings)) as db, db, db.cursor() as sql:
+        sql.execute(
+            """
+            select p.model
+            from (select distinct on (model) * from ml.promotion where promoted order by model, id desc) as p
+            left join ml.score as s on (s.model, s.model_version) = (p.model, p.model_version) and s.split = 'valid'
+            left join ml.dataset as d on d.version = s.dataset_version
+            where p.model like %s
+            order by coalesce((d.manifest ->> 'simulated')::boolean, false), p.id desc
+            limit 1
+            """,
+            (f"{family}-%",),
+        )
+        row = sql.fetchone()
+    if row is None:
+        raise Problem(f"no model of the family {family} is champion yet", "Train one: `make run`, or `lyrebird train`")
+    return str(row[0])
+
+
+def _load(name: str, family: str, settings: Settings) -> tuple[Path, str, dict[str, Any]]:
+    """The folder of a model, its full name NAME@VERSION, and its model.json."""
+    name = name or champion(family, settings)
+    folder = registry.fetch(name, settings)
+    model, version = registry.resolve(name, settings)
+    about = json.loads((folder / "model.json").read_text())
+    if about["family"] != family:
+        raise Problem(f"{model} is a model of {about['family']}, not of {family}", "`lyrebird model list` shows them")
+    return folder, f"{model}@{version}", about
+
+
+def _origin(about: dict[str, Any], full: str) -> str:
+    """The sentence that names model and data under every answer."""
+    data = about["dataset"]
+    simulated = "; the data it was trained on is simulated" if data.get("simulated") else ""
+    return f"{full}, trained on {data['name']} {data['version']}{simulated}"
+
+
+def identify(paths: list[Path], name: str, settings: Settings, as_json: bool, say: Say) -> int:
+    """Print an answer for each file; a file that cannot be read is named and left out. Gives how many failed."""
+    from ml.birds import identify as birds
+
+    folder, full, about = _load(name, "birds", settings)
+    model = birds.load(folder, full)
+    failed = 0
+    for path in paths:
+        try:
+            answer = model.identify(path)
+        except Problem as problem:
+            say(f"lyrebird: {problem}")
+            failed += 1
+            continue
+        if as_json:
+            print(json.dumps(answer, ensure_ascii=False), flush=True)
+            continue
+        top = answer["top"]
+        print(f"{path}: {top['species'] or 'none of the species it knows'} ({top['score']:.2f})")
+        for line in answer["predictions"]:
+            print(f"  {line['start_s']:7.1f} s to {line['end_s']:7.1f} s  {line['species'] or '-'} ({line['score']:.2f})")
+    if not as_json:
+        print(f"({_origin(about, full)})")
+    return failed
+
+
+def compose(
+    out: Path, start: Path | None, frames: int, temperature: float, seed: int, name: str, settings: Settings
+) -> dict[str, Any]:
+    """Write a MIDI file. Gives what was written, and by which model."""
+    from ml.music import compose as music
+
+    folder, full, about = _load(name, "music", settings)
+    model = music.load(folder, full)
+    prime = model.read_midi(start) if start else None
+    tune = model.compose(frames, prime=prime, temperature=temperature, seed=seed)
+    try:
+        out.write_bytes(model.midi(tune))
+    except OSError as error:
+        raise Problem(f"cannot write {out}: {error.strerror}", "Name another file with --output") from error
+    return {"file": str(out), "frames": len(tune), "grid": model.grid, "model": full, "origin": _origin(about, full)}
+
+
+def translate(
+    text: list[str],
+    source: str,
+    target: str,
+    source_file: Path | None,
+    target_file: Path | None,
+    beam: int,
+    attention: Path | None,
+    name: str,
+    settings: Settings,
+    as_json: bool,
+    say: Say,
+) -> None:
+    """Translate sentences or a file, a line out for each line in."""
+    from ml.translation import translate as translation
+
+    if bool(text) == (source_file is not None):
+        raise Problem("there is nothing to translate, or too much", "Give sentences, or --input FILE")
+    lines = text or _lines(source_file)
+    folder, full, about = _load(name or f"translation-{source[:2]}-{target[:2]}", "translation", settings)
+    model = translation.load(folder)
+    to = ISO_639.get(target, target)
+    found = model.translate(lines, beam=beam, to=to)
+    if attention is not None:
+        from ml.translation.train import draw_attention
+
+        attention.write_bytes(draw_attention(model, lines[0], to))
+    if as_json:
+        rows = [{"source": a, "target": b, "model": full} for a, b in zip(lines, found, strict=True)]
+        body = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    else:
+        body = "".join(f"{line}\n" for line in found)
+    if target_file is not None:
+        target_file.write_text(body, encoding="utf-8")
+    else:
+        sys.stdout.write(body)
+    say(f"({_origin(about, full)})")
+
+
+def _lines(path: Path | None) -> list[str]:
+    """Lines of a UTF-8 file, or of stdin for ``-``."""
+    try:
+        raw = sys.stdin.buffer.read() if path is None or str(path) == "-" else path.read_bytes()
+        return raw.decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n").split("\n") if raw else []
+    except OSError as error:
+        raise Problem(f"cannot read {path}: {error.strerror}", "Name a text file that exists") from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise Problem(f"{path}, line {line}, is no UTF-8", "Convert the file first, with iconv for example") from error
+
+
+def evaluate_birds(folder: Path, labels: Path, name: str, settings: Settings) -> dict[str, Any]:
+    """Score a birds model on labelled files."""
+    from ml.birds import evaluate, identify
+
+    place, full, _ = _load(name, "birds", settings)
+    return evaluate.evaluate_folder(identify.load(place, full), folder, labels)
+
+
+def evaluate_music(pieces: Path, name: str, settings: Settings) -> dict[str, Any]:
+    """Nats per frame of a music model on pieces it was not trained on."""
+    from ml.music import compose, evaluate
+
+    place, full, _ = _load(name, "music", settings)
+    model, version = full.split("@")
+    return evaluate.evaluate_file(compose.load(place, full), pieces, model, int(version))
+
+
+def evaluate_translation(
+    source: Path, reference: Path, from_: str, to: str, name: str, settings: Settings
+) -> dict[str, Any]:
+    """chrF and BLEU of a translation model on a file, with intervals and signatures."""
+    from ml.training.evaluation import interval
+    from ml.translation import evaluate, translate
+
+    place, full, _ = _load(name or f"translation-{from_[:2]}-{to[:2]}", "translation", settings)
+    scored = evaluate.evaluate_files(translate.load(place), source, reference, ISO_639.get(to, to))
+    metrics = []
+    for metric, evaluation in scored.metrics.items():
+        value, low, high = interval(evaluation)
+        metrics.append(
+            {"name": metric, "value": value, "low": low, "high": high, "signature": scored.signatures[metric]}
+        )
+    return {"model": full, "lines": len(scored.hypotheses), "metrics": metrics}

@@ -1,0 +1,148 @@
+"""Locations: the same files from a folder and over HTTP, nothing from outside, and one sentence when it is not there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from upstreams.file_server import serve
+
+from ingestion.locations import Location, fingerprint
+from storage.errors import Problem
+
+FILES = {
+    "labels.csv": b"file,scientific_name\n",
+    "clips/a b.wav": b"one",
+    "clips/grün#2%.wav": "zwei".encode(),
+    "clips/deep/er/c.mp3": bytes(3_000_000),
+    "empty.wav": b"",
+}
+HIDDEN = (".DS_Store", "clips/._a b.wav", ".git/config")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "birds"
+    for name, body in FILES.items() | {(name, b"x") for name in HIDDEN}:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(body)
+    (tmp_path / "secret.txt").write_text("not for you")
+    return folder
+
+
+@pytest.fixture(params=["folder", "file url", "http", "http without slash"])
+def location(request: pytest.FixtureRequest, root: Path) -> Iterator[Location]:
+    if request.param.startswith("http"):
+        with serve(root.parent) as url:
+            yield Location(f"{url}birds" + ("" if "without" in request.param else "/"))
+    else:
+        yield Location(root if request.param == "folder" else root.as_uri())
+
+
+def test_lists_reads_and_fetches_every_file(location: Location) -> None:
+    entries = location.list()
+    assert [entry.name for entry in entries] == sorted(FILES)
+    assert {entry.name: entry.size for entry in entries} == {name: len(body) for name, body in FILES.items()}
+    assert all(entry.etag for entry in entries)
+    for name, body in FILES.items():
+        with location.open(name) as stream:
+            assert stream.read() == body
+        copy = location.fetch(name)
+        assert copy.read_bytes() == body and copy.name == name.rsplit("/", 1)[-1]
+    assert location.name == "birds"
+    assert location.list() == entries and fingerprint(entries) == fingerprint(location.list())
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("*.wav", ["empty.wav"]),
+        ("**/*.wav", ["clips/a b.wav", "clips/grün#2%.wav", "empty.wav"]),
+        ("clips/*", ["clips/a b.wav", "clips/grün#2%.wav"]),
+        ("clips/**", ["clips/a b.wav", "clips/deep/er/c.mp3", "clips/grün#2%.wav"]),
+        ("labels.???", ["labels.csv"]),
+        ("nothing*", []),
+    ],
+)
+def test_patterns(root: Path, pattern: str, expected: list[str]) -> None:
+    assert [entry.name for entry in Location(root).list(pattern)] == expected
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret.txt", "clips/../../secret.txt", "/etc/passwd", "clips//a", "", "..\\x", "a\x00"]
+)
+def test_nothing_outside_of_the_root_is_opened(location: Location, name: str) -> None:
+    for reach in (location.open, location.fetch, location.read):
+        with pytest.raises(Problem, match="is not a name below"):
+            reach(name)
+
+
+def test_a_link_out_of_the_folder_is_refused_and_one_within_is_followed(root: Path) -> None:
+    (root / "out.wav").symlink_to(root.parent / "secret.txt")
+    (root / "in.wav").symlink_to(root / "clips" / "a b.wav")
+    location = Location(root)
+    assert location.read("in.wav") == b"one"
+    with pytest.raises(Problem, match=r"out\.wav .* is a link to .*secret\.txt"):
+        location.open("out.wav")
+
+
+def test_a_page_that_links_out_lists_only_what_lies_below(tmp_path: Path) -> None:
+    (tmp_path / "site" / "birds").mkdir(parents=True)
+    (tmp_path / "site" / "other.wav").write_bytes(b"other")
+    (tmp_path / "site" / "birds" / "a.wav").write_bytes(b"a")
+    links = (
+        "../other.wav",
+        "/other.wav",
+        "?C=N;O=D",
+        "a.wav",
+        "a.wav#top",
+        "../",
+        "%2e%2e/other.wav",
+        "http://example.org/x.wav",
+    )
+    page = "".join(f'<a href="{link}">x</a>' for link in links)
+    (tmp_path / "site" / "birds" / "index.html").write_text(page)
+    with serve(tmp_path / "site") as url:
+        assert [entry.name for entry in Location(f"{url}birds/").list()] == ["a.wav"]
+
+
+def test_a_changed_file_gets_another_etag(root: Path) -> None:
+    before = {entry.name: entry.etag for entry in Location(root).list()}
+    (root / "clips" / "a b.wav").write_bytes(b"other")
+    after = {entry.name: entry.etag for entry in Location(root).list()}
+    assert [name for name in before if before[name] != after[name]] == ["clips/a b.wav"]
+
+
+def test_a_single_file_is_a_location_of_one(root: Path) -> None:
+    with serve(root) as url:
+        for where in (str(root / "labels.csv"), f"{url}labels.csv"):
+            location = Location(where)
+            assert [entry.name for entry in location.list()] == ["labels.csv"]
+            assert location.read("labels.csv") == FILES["labels.csv"]
+            with pytest.raises(Problem):
+                location.open("other.csv")
+
+
+def test_what_is_not_there_is_said_in_one_sentence(root: Path) -> None:
+    with serve(root) as url:
+        gone = url
+        for where in (str(root / "nowhere"), f"{url}nowhere/", f"{url}nowhere.csv"):
+            with pytest.raises(Problem, match="there is no .*nowhere"):
+                Location(where).list()
+        for where in (str(root), url):
+            with pytest.raises(Problem, match=r"there is no clips/none\.wav"):
+                Location(where).read("clips/none.wav")
+    with pytest.raises(Problem, match="cannot read"):
+        Location(gone).list()
+    for where in ("", "ftp://example.org/x", "s3://"):
+        with pytest.raises(Problem):
+            Location(where)
+
+
+def test_a_password_in_the_address_is_not_shown() -> None:
+    location = Location("http://ann:hunter2@127.0.0.1:9/")
+    with pytest.raises(Problem) as caught:
+        location.list()
+    assert "hunter2" not in str(caught.value) + location.url
