@@ -30,7 +30,9 @@ def train(
     Gives model, version number, dataset and whether it was trained now. Raises Problem when training fails.
     """
     task = tasks.task(name)
-    frozen = freeze.show(version, settings) if version else freeze.newest(name, settings)
+    frozen = freeze.show(version, settings) if version else freeze.latest(task, settings)
+    if frozen is None:
+        raise Problem(f"no version of {name} is frozen yet", f"Freeze one: lyrebird dataset freeze {name}")
     preset = preset or task.preset
     run = run_folder(name, frozen["version"], preset, changes)
     trained = not (run / DONE).is_file()

@@ -68,6 +68,9 @@ class Uploads:
         self._pending: list[Future[bool]] = []
 
     def put(self, bucket: str, key: str, body: bytes | Path, content_type: str) -> None:
+        if isinstance(body, Path):  # a source may remove its temporary file as soon as it is asked for the next page
+            self.objects.put(bucket, key, body, content_type)
+            return
         if len(self._pending) >= 2 * UPLOADS:
             self._pending.pop(0).result()
         self._pending.append(self._pool.submit(self.objects.put, bucket, key, body, content_type))

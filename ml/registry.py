@@ -11,15 +11,18 @@ import importlib
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ml.datasets import freeze
+from ml.datasets.freeze import Say, quiet
 from ml.datasets.read import Version
 from ml.tasks import FAMILIES
 from ml.training.evaluation import Evaluation, interval, paired
@@ -40,6 +43,7 @@ CONTENT = "lyrebird.content"  # tag of runs and versions: the hash of the files 
 DATASET = "lyrebird.dataset"
 _STATE = ("checkpoint.pt", REMEMBERED)  # of the trainer and of the import: no part of a model
 _MAKES_THE_MODEL = ("model.json", "weights.safetensors", "scores.json")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")  # it is a folder's name too
 
 
 @dataclass(frozen=True)
@@ -71,9 +75,7 @@ class Promotion:
 # ---------------------------------------------------------------- import
 
 
-def import_run(
-    run_folder: Path, settings: Settings, name: str = "", say: Callable[[str], None] = lambda text: None
-) -> ModelVersion:
+def import_run(run_folder: Path, settings: Settings, name: str = "", say: Say = quiet) -> ModelVersion:
     """File a finished run in MLflow as a new version of its model, its scores in ``ml.score``, its report in the docs.
 
     The model is named for the task, which is the name of the data it was trained on unless ``name`` says otherwise.
@@ -250,7 +252,7 @@ def _version(client: MlflowClient, name: str, run_id: str, about: dict[str, Any]
             raise
     source = f"{client.get_run(run_id).info.artifact_uri}/{ARTIFACTS}"
     tags = {CONTENT: content, DATASET: about["dataset"]["version"], "lyrebird.family": about["family"]}
-    return int(client.create_model_version(name, source, run_id, tags).version), True
+    return int(client.create_model_version(name, source, run_id, tags, await_creation_for=0).version), True
 
 
 def _keep_scores(
@@ -282,7 +284,7 @@ def _publish_report(settings: Settings, folder: Path, name: str, version: int) -
 # ---------------------------------------------------------------- promotion
 
 
-def promote(name: str, version: int, settings: Settings, say: Callable[[str], None] = lambda text: None) -> Promotion:
+def promote(name: str, version: int, settings: Settings, say: Say = quiet) -> Promotion:
     """Let a version challenge the champion on the `valid` rows of the challenger's dataset version.
 
     It is promoted when the paired bootstrap interval (95 %) of the difference lies on the good side of 0; without a
@@ -304,7 +306,8 @@ def promote(name: str, version: int, settings: Settings, say: Callable[[str], No
         with closing(warehouse.connect(settings)) as db, db, db.cursor() as sql:
             sql.execute(
                 "insert into ml.promotion "
-                "(model, model_version, champion_before, difference, low, high, promoted, reason) values (%s, %s, %s, %s, %s, %s, %s, %s)",
+                "(model, model_version, champion_before, difference, low, high, promoted, reason) "
+                "values (%s, %s, %s, %s, %s, %s, %s, %s)",
                 (
                     *(name, version, before, decision.difference, decision.low, decision.high),
                     *(decision.promoted, decision.reason),
@@ -347,7 +350,7 @@ def _against_champion(settings: Settings, name: str, version: int, folder: Path,
     return Promotion(name, version, better, reason, version if better else before, before, difference, low, high)
 
 
-def _score_test(settings: Settings, name: str, version: int, folder: Path, say: Callable[[str], None]) -> None:
+def _score_test(settings: Settings, name: str, version: int, folder: Path, say: Say) -> None:
     """Score a champion on `test` unless that has been done."""
     scores = read_json(folder / "scores.json")
     with closing(warehouse.connect(settings)) as db, db, db.cursor() as sql:
@@ -377,7 +380,7 @@ def _score_test(settings: Settings, name: str, version: int, folder: Path, say: 
 
 def _data_of(settings: Settings, folder: Path) -> Version:
     """The frozen version that a model was trained on."""
-    return freeze.reader(freeze.show(read_json(folder / "scores.json")["dataset"], settings), settings)
+    return freeze.reader(freeze.show(dataset_of(folder), settings), settings)
 
 
 def _evaluate(folder: Path, data: Version, split: str) -> Evaluation:
@@ -390,10 +393,39 @@ def _evaluate(folder: Path, data: Version, split: str) -> Evaluation:
 # ---------------------------------------------------------------- fetch
 
 
+def champion(name: str, settings: Settings) -> int | None:
+    """The version number of a model's champion; None when there is no such model or none of its versions is."""
+    with _registry(settings) as client:
+        return _alias(client, name, CHAMPION)
+
+
+def describe(name: str, version: int, settings: Settings) -> dict[str, Any]:
+    """What the registry knows of a version: {"name", "version", "run_id", "dataset", "made_at", "aliases"}."""
+    with _registry(settings) as client:
+        if version not in (numbers := _numbers(client, name)):
+            raise Problem(f"the model {name} has no version {version}", f"Its versions: {numbers}")
+        found = client.get_model_version(name, str(version))
+    return {
+        "name": name,
+        "version": version,
+        "run_id": found.run_id,
+        "dataset": found.tags.get(DATASET),
+        "made_at": datetime.fromtimestamp(found.creation_timestamp / 1000, UTC).isoformat(),
+        "aliases": list(found.aliases),
+    }
+
+
+def dataset_of(folder: Path) -> str:
+    """The id of the frozen version that the model in this folder was trained on."""
+    return str(read_json(folder / "scores.json")["dataset"])
+
+
 def resolve(name_at: str, settings: Settings) -> tuple[str, int]:
     """NAME, NAME@3 or NAME@alias as name and version number; a bare name means its champion. Raises Problem."""
     name, _, at = name_at.partition("@")
     at = at or CHAMPION
+    if not _NAME.match(name):
+        raise Problem(f"{name!r} is no name of a model", "`lyrebird model list` shows the models")
     if at.isdigit():
         return name, int(at)
     with _registry(settings) as client:
@@ -446,7 +478,7 @@ def _put(made: Path, folder: Path) -> None:
 
 def _numbers(client: MlflowClient, name: str) -> list[int]:
     """The versions of a model. Raises Problem when there is no such model."""
-    found = sorted(int(one.version) for one in client.search_model_versions(f"name = '{_quoted(name)}'"))
+    found = sorted(int(one.version) for one in client.search_model_versions(f"name = '{name}'"))
     if not found:
         names = sorted(one.name for one in client.search_registered_models())
         raise Problem(f"there is no model {name!r}", f"The models: {', '.join(names) or 'none yet'}")
@@ -454,19 +486,13 @@ def _numbers(client: MlflowClient, name: str) -> list[int]:
 
 
 def _alias(client: MlflowClient, name: str, alias: str) -> int | None:
-    """The version an alias points to; None when it points nowhere or the model is unknown."""
-    from mlflow.exceptions import MlflowException
+    """The version an alias points to; None when it points nowhere or the model is unknown.
 
-    try:
-        return int(client.get_model_version_by_alias(name, alias).version)
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return None
-        raise
-
-
-def _quoted(name: str) -> str:
-    return name.replace("'", "")
+    By search: to a question about a model that does not exist, MLflow answers that it is forbidden.
+    """
+    found = client.search_registered_models(f"name = '{name}'")
+    version = found[0].aliases.get(alias) if found else None
+    return None if version is None else int(version)
 
 
 @contextmanager
@@ -478,6 +504,7 @@ def _registry(settings: Settings) -> Iterator[MlflowClient]:
     os.environ["MLFLOW_TRACKING_PASSWORD"] = settings.mlflow_password.get_secret_value()
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "2"  # its default keeps a person waiting for minutes
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # stdout is for answers
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 

@@ -6,35 +6,16 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from support import STORES, Stack
 
 from infra.embedded import stack as embedded
 from infra.embedded.home import random_free
-from storage.settings import Role, Settings, for_role
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
-STORES = ("postgres", "cache", "stream", "documents", "objects")
-
-
-@dataclass
-class Stack:
-    """The embedded stack of this test session; servers start when a test first needs them."""
-
-    home: Path
-    started: set[str] = field(default_factory=set)
-
-    def need(self, *services: str) -> None:
-        """Start these (and what they need) unless they run."""
-        if not self.started.issuperset(services):
-            embedded.up(self.home, only=self.started | set(services), progress=print)
-            self.started |= set(services)
-
-    def settings(self, role: Role) -> Settings:
-        return for_role(role)
 
 
 @pytest.fixture(scope="session")

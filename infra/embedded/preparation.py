@@ -362,8 +362,7 @@ def _prune_logs(home: Home) -> None:
 def settle_airflow(ports: Mapping[str, int], passwords: Mapping[str, str]) -> None:
     """Make the pools: one training at a time, one transformation at a time."""
     base = f"http://127.0.0.1:{ports['airflow']}"
-    answer = probes.request(f"{base}/auth/token", body={"username": UI_USER, "password": passwords["ui"]})
-    token = json.loads(answer)["access_token"]
+    token = probes.airflow_token(ports, passwords)
     pools = {
         "gpu": "training: one at a time",
         "transform": "dbt and the audits: one at a time",

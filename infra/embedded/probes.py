@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from boto3.session import Session
     from mypy_boto3_s3 import S3Client
 
-SECONDS = 5
+SECONDS = 10
 OBJECT_USERS = ("admin", "loader", "transformer", "trainer", "mlflow", "pages")
 AIRFLOW_PARTS = {  # the program behind each line of Airflow's own health report
     "metadatabase": "airflow-api-server",
@@ -187,7 +187,15 @@ def airflow_health(ports: Ports) -> dict[str, bool]:
     return {program: (report.get(part) or {}).get("status") == "healthy" for part, program in AIRFLOW_PARTS.items()}
 
 
-def airflow(ports: Ports, _passwords: Passwords) -> None:
+def airflow_token(ports: Ports, passwords: Passwords) -> str:
+    """A token for Airflow's API; only the Airflow of this installation gives one for our password."""
+    body = {"username": UI_USER, "password": passwords["ui"]}
+    answer = json.loads(request(f"http://127.0.0.1:{ports['airflow']}/auth/token", body=body))
+    return str(answer["access_token"])
+
+
+def airflow(ports: Ports, passwords: Passwords) -> None:
+    airflow_token(ports, passwords)
     unwell = [program for program, well in airflow_health(ports).items() if not well]
     if unwell:
         raise ConnectionError(f"not healthy yet: {', '.join(unwell)}")

@@ -49,12 +49,12 @@ SERVICES = {
         Service("stream", ("stream",), patience=120),
         Service("documents", ("documents",), patience=120),
         Service("objects", ("objects",), patience=120),
-        Service("mlflow", ("mlflow",), ("postgres", "objects"), patience=240),
+        Service("mlflow", ("mlflow",), ("postgres", "objects"), patience=420),
         Service(
             "airflow",
             ("airflow-api-server", "airflow-scheduler", "airflow-dag-processor", "airflow-triggerer"),
             ("postgres",),
-            patience=300,
+            patience=480,
         ),
         Service("pages", ("pages",), ("objects",)),
     )

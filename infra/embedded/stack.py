@@ -168,6 +168,18 @@ class _Starter:
                 raise
 
     def _service(self, service: Service) -> None:
+        try:
+            self._bring_up(service)
+        except (Problem, Cancelled):
+            raise
+        except Exception as error:
+            log = self.home.log(service.programs[0])
+            first = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise Problem(
+                f"{service.name} could not be set up: {first} (log: {log})", "Run `lyrebird up` again"
+            ) from error
+
+    def _bring_up(self, service: Service) -> None:
         began = time.monotonic()
         home, ports, passwords = self.home, self.ports, self.passwords
         states = self.supervisor.states() or {}
@@ -261,6 +273,7 @@ def status(home: Path | str) -> list[ServiceStatus]:
     def health(service: Service) -> dict[str, bool]:
         if service.name == "airflow":
             try:
+                probes.airflow_token(ports, passwords)
                 return probes.airflow_health(ports)
             except (OSError, ValueError):
                 return {}

@@ -38,6 +38,8 @@ from storage.media import audio
 from storage.objects import Objects
 from storage.settings import Settings
 
+Say = Callable[[str], None]  # where progress goes
+
 BUCKET = "datasets"
 SPLITS = ("train", "valid", "test")
 SHARD_BYTES = 64 << 20
@@ -142,6 +144,10 @@ LAYOUTS = {
 Row = list[Any]  # in the order of the layout's columns
 
 
+def quiet(_text: str) -> None:
+    return None
+
+
 @dataclass(frozen=True)
 class Frozen:
     """A version: its id, where it lies, whether this call made it, how many rows it has, and its name."""
@@ -153,9 +159,7 @@ class Frozen:
     name: str
 
 
-def freeze(
-    what: Task | str, settings: Settings, where: str = "", say: Callable[[str], None] = lambda text: None
-) -> Frozen:
+def freeze(what: Task | str, settings: Settings, where: str = "", say: Say = quiet) -> Frozen:
     """Freeze a task (or a whole mart) as it is published now, narrowed by the SQL condition ``where``.
 
     The same rows as an earlier version give that version and write nothing. Raises Problem for an unknown mart, a
@@ -236,6 +240,14 @@ def latest(task: Task, settings: Settings) -> dict[str, Any] | None:
     """The manifest, with its ``uri``, of the version frozen last for exactly this task; None when there is none."""
     found = _select(settings, "name = %s and where_clause = %s", (task.name, task.where))
     return _whole(found[0]) if found else None
+
+
+def newest(name: str, settings: Settings) -> dict[str, Any]:
+    """As :func:`latest`, for the task of this name. Raises Problem when nothing of it is frozen."""
+    found = latest(task_of(name), settings)
+    if found is None:
+        raise Problem(f"nothing is frozen for {name}", f"`lyrebird dataset freeze {name}` freezes what is published")
+    return found
 
 
 def reader(manifest: dict[str, Any], settings: Settings, cache: Path | None = None) -> Version:
@@ -523,9 +535,7 @@ def _read_back(shards: Sequence[Path], layout: Layout) -> Iterator[Row]:
                 yield from map(list, zip(*(column.to_pylist() for column in batch.columns), strict=True))
 
 
-def _keep(
-    settings: Settings, objects: Objects, folder: Path, manifest: dict[str, Any], say: Callable[[str], None]
-) -> Frozen:
+def _keep(settings: Settings, objects: Objects, folder: Path, manifest: dict[str, Any], say: Say) -> Frozen:
     """Write the version down, unless it is there and whole. Shards come first, then the manifest, then the row."""
     version, prefix = manifest["version"], f"{manifest['name']}/{manifest['version']}"
     with (

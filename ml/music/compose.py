@@ -63,8 +63,8 @@ class Composer:
         below 1 is more cautious, and `top_p` keeps the likeliest tokens that together have this probability. The same
         seed gives the same music. Raises Problem for numbers that make no sense.
         """
+        _check(frames if melody is None else len(melody), temperature, top_p, melody or [])
         tops: Sequence[int | None] = [None] * frames if melody is None else melody
-        _check(len(tops), temperature, top_p, tops)
         generator = torch.Generator().manual_seed(seed)
         ids: list[int] = encode(prime or [], stop=False).tolist()
         reader = _Reader(self.network, self.surroundings)

@@ -59,7 +59,7 @@ class Surroundings:
         return np.concatenate(columns, axis=1)
 
     def _frames(self, piece: Described) -> tuple[Bytes, Bytes]:
-        """Each frame's keyboard [frames + 1, PITCHES + 2 reach] and the pitch classes before it [frames + 1, CLASSES]."""
+        """Each frame's keyboard [frames, PITCHES + 2 reach], and the pitch classes before it [frames, CLASSES]."""
         pitches = piece.ids < PITCHES
         keyboard = np.zeros((int(piece.step[-1]) + 1, PITCHES), dtype=np.uint8)
         keyboard[piece.step[pitches], piece.ids[pitches]] = 1

@@ -184,7 +184,7 @@ def _pieces(model: Composer, version: Version, split: str) -> tuple[list[str], l
     pieces = rows(version, split)
     if pieces.grid != model.grid:
         raise Problem(
-            f"The model {model.name} is for the {model.grid} grid, and version {version.id} is on the {pieces.grid} grid",
+            f"The model {model.name} is for the {model.grid} grid, version {version.id} is on the {pieces.grid} grid",
             f"Name a version frozen with grid = '{model.grid}'",
         )
     return pieces.names, pieces.frames

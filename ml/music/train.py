@@ -81,7 +81,7 @@ def train(uri: str, run: Path, model: ModelConfig, config: TrainConfig, resume: 
     learnt, valid = rows(version, "train"), rows(version, SPLIT)
     if learnt.grid != valid.grid:
         raise Problem(
-            f"The version {version.id} has its train split on the {learnt.grid} grid and {SPLIT} on the {valid.grid} grid",
+            f"The version {version.id} has train on the {learnt.grid} grid and {SPLIT} on the {valid.grid} grid",
             "Freeze a version on one grid",
         )
     prepare(config)

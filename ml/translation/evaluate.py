@@ -104,7 +104,8 @@ def _chrf(sums: Sums) -> Sums:
         np.divide(part, orders, out=np.zeros_like(part), where=orders > 0) for part in (precision, recall)
     )
     below = 4 * precision + recall  # beta = 2: recall weighs four times as much
-    return 100.0 * np.divide(5 * precision * recall, below, out=np.zeros_like(below), where=below > 0)
+    f_score: Sums = np.divide(5 * precision * recall, below, out=np.zeros_like(below), where=below > 0)
+    return 100 * f_score
 
 
 def _bleu(sums: Sums) -> Sums:

@@ -27,13 +27,13 @@ class ModelConfig:
 
 PRESETS: dict[str, tuple[ModelConfig, TrainConfig]] = {
     "smoke": (
-        ModelConfig(),
-        TrainConfig(preset="smoke", steps=600, batch=1500, learning_rate=2e-3, warmup=80, evaluate_every=100),
+        ModelConfig(vocabulary=4000, width=128, inner=384),
+        TrainConfig(preset="smoke", steps=800, batch=500, learning_rate=3e-3, warmup=100, evaluate_every=200),
     ),
     "cpu": (
-        ModelConfig(vocabulary=6000, width=256, encoder_layers=3, decoder_layers=3, inner=768, dropout=0.2),
+        ModelConfig(vocabulary=6000, width=192, encoder_layers=3, decoder_layers=3, dropout=0.2),
         TrainConfig(
-            preset="cpu", steps=20_000, batch=2500, learning_rate=1.5e-3, warmup=800, evaluate_every=500, patience=10,
+            preset="cpu", steps=20_000, batch=1500, learning_rate=2e-3, warmup=800, evaluate_every=500, patience=10,
             minutes=55, threads=2, weight_decay=0.05,
         ),
     ),

@@ -107,7 +107,8 @@ class Translator:
         return max(1, _largest(min(len(text), room * _CHARACTERS), lambda n: self._fits(text[:n], room)))
 
     def _fits(self, text: str, room: int) -> bool:
-        return len(self.subwords.encode_target([text])[0]) - 2 <= room
+        # Most of a very long text need not be encoded to see that it is too long.
+        return len(text) <= room * _CHARACTERS and len(self.subwords.encode_target([text])[0]) - 2 <= room
 
     def _language(self, to: str | None) -> str:
         if to is None and len(self.subwords.languages) > 1:

@@ -3,7 +3,7 @@
 A score is read as it is written: ties are joined, repeats are not. :func:`played` gives the notes as they sound, with
 the repeats taken, which is what frames and models want.
 
-kern and ABC are read by music21. MusicXML, which is most of what there is, is read here (:class:`_MusicXml`), ten times
+kern and ABC are read by music21. MusicXML, which is most of what there is, is read here (:class:`_MusicXml`), six times
 as fast; a test compares the two. Scores come from strangers: archives are opened with caps, XML is parsed with
 defusedxml (no external entities, no entity bombs), and whatever is wrong with a score is one error that names it. An
 ABC file holds many tunes, each read by itself, so that a broken one does not take the others with it.
@@ -36,6 +36,7 @@ CONTENT_TYPES = {
 }
 MAX_BYTES = 32 << 20  # unpacked
 MAX_NOTES = 200_000
+_STEPS = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
 _VOICE = re.compile(r"(soprano|alto|tenor|bass)\b", re.IGNORECASE)
 
 
@@ -369,8 +370,10 @@ class _MusicXml:
 
 
 def _midi_pitch(pitch: Element) -> int:
-    step = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}[(pitch.findtext("step") or "").strip()]
-    midi = 12 * (int(pitch.findtext("octave") or "") + 1) + step + round(float(pitch.findtext("alter") or 0))
+    step = (pitch.findtext("step") or "").strip()
+    if step not in _STEPS:
+        raise ValueError(f"a note named {step!r}")
+    midi = 12 * (int(pitch.findtext("octave") or "") + 1) + _STEPS[step] + round(float(pitch.findtext("alter") or 0))
     if not 0 <= midi <= 127:
         raise ValueError(f"a note of MIDI pitch {midi}")
     return midi

@@ -9,7 +9,7 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 import numpy as np
-from conftest import Stack
+from support import Stack
 from psycopg2.extras import Json, execute_values
 
 from storage import warehouse

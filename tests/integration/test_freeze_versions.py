@@ -13,7 +13,7 @@ import frozen_world as world
 import psycopg2
 import pyarrow.parquet as pq
 import pytest
-from conftest import Stack
+from support import Stack
 
 from ml import tasks
 from ml.datasets import freeze

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from conftest import Stack
+from support import Stack
 
 from ingestion import pipeline
 from ingestion.contract import Bad, BadPage, Context, Gone, Landed, Page, Resource, Source, describe

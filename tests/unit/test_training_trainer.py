@@ -41,7 +41,7 @@ class Line:
 
     def valid_loss(self) -> float:
         x = torch.linspace(-1, 1, 40).view(10, 4)
-        return float(((self.model(x) - x.sum(dim=1, keepdim=True)) ** 2).mean())
+        return ((self.model(x) - x.sum(dim=1, keepdim=True)) ** 2).mean().item()
 
 
 def train(run: Path, config: TrainConfig = CONFIG, kind: type[Line] = Line, resume: bool = False) -> Line:
@@ -157,7 +157,7 @@ def test_a_loss_that_is_not_a_number_is_a_problem_that_names_the_step(tmp_path: 
 def test_memory_that_ends_is_a_problem_with_a_way_out(tmp_path: Path) -> None:
     class Huge(Line):
         def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-            raise torch.OutOfMemoryError("no memory")
+            raise torch.OutOfMemoryError(f"no memory for {len(batch)} tensors")
 
     with pytest.raises(Problem, match=r"out of memory at step 1.*batch=4 accumulate=4"):
         train(tmp_path, kind=Huge)
@@ -166,7 +166,7 @@ def test_memory_that_ends_is_a_problem_with_a_way_out(tmp_path: Path) -> None:
 def test_a_split_without_a_batch_is_a_problem(tmp_path: Path) -> None:
     class Empty(Line):
         def train_batches(self, epoch: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-            return iter(())
+            return (batch for batch in super().train_batches(epoch, seed) if batch is None)
 
     with pytest.raises(Problem, match="no batch"):
         train(tmp_path, kind=Empty)

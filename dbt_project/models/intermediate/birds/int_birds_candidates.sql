@@ -22,7 +22,7 @@ with clips as (
 
 judged as (
     select
-        clips.*,
+        *,
         ineligible_because is null as eligible
     from clips
 )

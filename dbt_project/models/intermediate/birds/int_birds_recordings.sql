@@ -95,5 +95,5 @@ select
     end as place_id,
     {{ licence_code('licence') }} as licence_code,
     source || '/' || coalesce('recordist/' || recordist, 'recording/' || recording_key) as group_key,
-    recordings.*
+    *
 from recordings

@@ -40,4 +40,4 @@ select distinct on (recording_id, scientific_name)
     bird_order,
     role
 from heard
-order by recording_id, scientific_name, role desc
+order by recording_id asc, scientific_name asc, role desc

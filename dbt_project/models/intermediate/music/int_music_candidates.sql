@@ -23,7 +23,7 @@ with pieces as (
 
 judged as (
     select
-        pieces.*,
+        *,
         ineligible_because is null as eligible
     from pieces
 )

@@ -60,7 +60,8 @@ select
     pieces.title,
     pieces.composer,
     case when pieces.composer is not null then {{ surrogate_key(['pieces.composer']) }} end as composer_id,
-    {{ surrogate_key(['pieces.composer', "coalesce(pieces.title, pieces.corpus || ' ' || pieces.piece_id)"]) }} as work_id,
+    {{ surrogate_key(['pieces.composer', "coalesce(pieces.title, pieces.corpus || ' ' || pieces.piece_id)"]) }}
+        as work_id,
     pieces.time_signature,
     pieces.key_signature,
     pieces.tempo_bpm,

@@ -22,7 +22,7 @@ with pairs as (
 
 judged as (
     select
-        pairs.*,
+        *,
         ineligible_because is null as eligible
     from pairs
 )

@@ -5,7 +5,7 @@ with catalogue_messages as (
         package as corpus,
         'messages' as part,
         row_number() over (
-            partition by package, language order by source_text, context, form, target_text
+            partition by package, language order by source_text, context, form, target_text, path
         )::integer as line,
         'en' as source_tag,
         split_part(split_part(split_part(language, '_', 1), '-', 1), '@', 1) as target_tag,
@@ -17,7 +17,7 @@ with catalogue_messages as (
         null as published_split,
         licence,
         fetched_at,
-        jsonb_build_array(package, language, context, source_text, form)::text as record
+        jsonb_build_array(path, context, source_text, form)::text as record
     from {{ ref('stg_gettext_catalogues__messages') }}
 ),
 
@@ -66,7 +66,7 @@ known as (
 
 ranked as (
     select
-        known.*,
+        *,
         row_number() over (
             partition by source, target_language, source_text, target_text
             order by is_regional, corpus, line, record

@@ -1,0 +1,381 @@
+"""Where an example or a prediction comes from: model, version, shard and row, mart, records, loads, landing, source.
+
+An example of a frozen version is traced through the loads that were published when it was frozen (the manifest names
+them), not through what the warehouse holds today. It can be recomputed from the bytes that landed.
+
+Tracing reads every layer, raw and landing among them, which no task's role may do: it takes the role ``admin``.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from datetime import datetime
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import psycopg2
+import psycopg2.extras
+import pyarrow.parquet as pq
+from psycopg2.extensions import connection
+
+from ml import registry
+from ml.datasets import freeze
+from ml.tasks import FAMILIES, MARTS, task
+from storage import warehouse
+from storage.documents import Documents
+from storage.errors import Problem
+from storage.media import audio, frames
+from storage.objects import Objects
+from storage.settings import Settings
+
+Loads = Mapping[str, int] | None  # source -> the last load that counts; None: all that are published
+Found = dict[str, Any]
+
+DOCUMENTS = {"aviary_recordings"}  # raw tables that show documents of the document store
+LARGE = ("pcm", "frames")
+
+
+def example(what: str, key: str, settings: Settings) -> Found:
+    """Trace a row of a training mart: ``what`` is a family, a mart or a task, ``key`` the row's key.
+
+    Gives {"family", "key", "mart": {"name", "publication", "row"}, "records": [record, …]}, the nearest record first. A
+    record is a row of raw: {"source", "table", "load", "position", "key", "hash", "row", "load_state", "landing":
+    {"key", "name", "sha256", "bytes", "fetched_at", "meta"}, "document": … or None}. Raises Problem.
+    """
+    family = _family(what)
+    with closing(_connected(settings)) as db:
+        mart = _mart_row(db, family, key)
+        if mart["row"] is None:
+            raise Problem(f"{mart['name']} has no row {key!r}", "Name a key of the mart as it is published now")
+        return {
+            "family": family,
+            "key": key,
+            "mart": mart,
+            "records": _records(db, family, key, mart["row"], None, settings),
+        }
+
+
+def prediction(model: str, key: str, settings: Settings) -> Found:
+    """Trace a prediction: what :func:`example` gives, as of the dataset version, and {"prediction", "model", "dataset",
+    "shard": {"file", "row", "split", "uri"}} before it. Raises Problem where there is none.
+    """
+    name, _, version = model.partition("@")
+    with closing(_connected(settings)) as db:
+        made = _prediction_row(db, name, key, int(version) if version.isdigit() else None)
+        manifest = freeze.show(made["dataset_version"], settings)
+        family = _family(manifest["mart"])
+        shard, row = _shard_row(manifest, key, settings)
+        return {
+            "prediction": made,
+            "model": registry.describe(name, made["model_version"], settings),
+            "dataset": {
+                part: manifest[part]
+                for part in ("version", "name", "mart", "where", "uri", "publication", "loads", "code", "created_at")
+            },
+            "shard": shard,
+            "family": family,
+            "key": key,
+            "mart": _mart_row(db, family, key),
+            "records": _records(db, family, key, row, manifest["loads"], settings),
+        }
+
+
+def recompute(traced: Found, settings: Settings) -> bool:
+    """Whether the landed bytes give the example again: the same samples, frames or text."""
+    record, objects = traced["records"][0], Objects(settings)
+    if traced["family"] == "translation":
+        return all(_says(one, _landed(objects, one)) for one in traced["records"])
+    if traced["family"] == "music":
+        return bool(_frames(record, _landed(objects, record)) == record["row"]["frames"])
+    row = record["row"]
+    name = row["clip_object"]
+    first = round(row["start_s"] * freeze.SAMPLE_RATE)
+    heard, at = [], 0
+    for block in audio.blocks(_landed(objects, record), freeze.SAMPLE_RATE, name=row["recording_key"]):
+        heard.append(block[max(first - at, 0) : max(first + row["samples"] - at, 0)])
+        at += len(block)
+    again = audio.to_int16(np.concatenate(heard)).astype("<i2").tobytes()
+    return again == freeze.samples_of(objects, name, traced["key"])
+
+
+def _family(what: str) -> str:
+    if what in FAMILIES:
+        return what
+    for family, mart in MARTS.items():
+        if what.removeprefix("marts.") == mart:
+            return family
+    return task(what).family
+
+
+def _connected(settings: Settings) -> connection:
+    db = warehouse.connect(settings, application="lyrebird lineage")
+    db.set_session(readonly=True)
+    return db
+
+
+def _select(db: connection, query: str, values: tuple[Any, ...]) -> list[Found]:
+    """Rows as JSON would hold them."""
+    try:
+        with db.cursor(cursor_factory=psycopg2.extras.RealDictCursor) as sql:
+            sql.execute(query, values)
+            return [{name: _plain(value) for name, value in row.items()} for row in sql.fetchall()]
+    except psycopg2.errors.InsufficientPrivilege as error:
+        db.rollback()
+        raise Problem("this role may not read every layer of the warehouse", "Trace with the role admin") from error
+
+
+def _plain(value: Any) -> Any:
+    return value.isoformat() if isinstance(value, datetime) else value
+
+
+def _exists(db: connection, table: str) -> bool:
+    return bool(_select(db, "select to_regclass(%s) is not null as there", (table,))[0]["there"])
+
+
+# ---------------------------------------------------------------- mart, version, prediction
+
+
+def _mart_row(db: connection, family: str, key: str) -> Found:
+    """The row in the mart as it is published now, without what is large; None where it is no longer there."""
+    name = MARTS[family]  # type: ignore[index]
+    layout = freeze.LAYOUTS[name]
+    row = None
+    if _exists(db, f"marts.{name}"):
+        # the mart's own columns, beside those that versions hold: the source of a row is one of them
+        found = _select(db, f"select * from marts.{name} where {layout.key} = %s", (key,))
+        row = {column: value for column, value in found[0].items() if column not in LARGE} if found else None
+    publication = _select(
+        db,
+        "select version, schema, published_at, invocation_id from ops.publication where domain = %s "
+        "order by version desc limit 1",
+        (layout.domain,),
+    )
+    return {"name": f"marts.{name}", "publication": publication[0] if publication else None, "row": row}
+
+
+def _prediction_row(db: connection, name: str, key: str, version: int | None) -> Found:
+    """The prediction for a key: of this model version, else the latest."""
+    found = _select(
+        db,
+        "select model, model_version, dataset_version, key, output, score, predicted_at from ml.prediction "
+        "where model = %s and key = %s and (%s is null or model_version = %s) order by predicted_at desc limit 1",
+        (name, key, version, version),
+    )
+    if not found:
+        raise Problem(f"{name} has no prediction for {key!r}", f"`lyrebird predict {name}` predicts valid and test")
+    return found[0]
+
+
+def _shard_row(manifest: Found, key: str, settings: Settings) -> tuple[Found, Found]:
+    """Where a key lies in a version, and its row without what is large."""
+    data = freeze.reader(manifest, settings)
+    layout = freeze.LAYOUTS[manifest["mart"]]
+    small = [name for name in layout.columns if name not in LARGE]
+    for split in manifest["splits"]:
+        for path in data.shards(split):
+            keys = pq.read_table(path, columns=[layout.key], memory_map=True)[layout.key].to_pylist()
+            if key in keys:
+                at = keys.index(key)
+                row = pq.read_table(path, columns=small, memory_map=True).slice(at, 1).to_pylist()[0]
+                return {"file": path.name, "row": at, "split": split, "uri": f"{manifest['uri']}/{path.name}"}, row
+    raise Problem(f"the version {manifest['version']} has no row {key!r}", "`lyrebird dataset verify` checks it")
+
+
+# ---------------------------------------------------------------- records of raw
+
+
+def _records(db: connection, family: str, key: str, row: Found, loads: Loads, settings: Settings) -> list[Found]:
+    """The rows of raw that an example was made of, the nearest first."""
+    if family == "birds":
+        found = _of_clip(db, key, loads)
+    elif family == "music":
+        found = _of_piece(db, key, loads)
+    else:
+        found = _of_pair(db, key, row["corpus"], loads)
+    if not found:
+        raise Problem(f"raw holds no record of {key!r}", "`lyrebird replay` loads it again from landing")
+    for record in found:
+        record["document"] = _document(record, settings) if record["table"] in DOCUMENTS else None
+    return found
+
+
+def _of_clip(db: connection, key: str, loads: Loads) -> list[Found]:
+    """Clip, the audio file it was cut from, and what its source says of the recording."""
+    clips = _current(db, "clips", "clips", "_key = %s", (key,), loads)
+    if not clips:
+        return []
+    source, recording = clips[0]["row"]["source"], clips[0]["row"]["recording_key"]
+    said = {"aviary": "aviary_recordings", "audio_folder": "audio_folder_labels"}.get(source, f"{source}_recordings")
+    return [
+        *clips,
+        *_current(db, source, f"{source}_audio", "_key = %s", (recording,), loads),
+        *_current(db, source, said, "_key = %s", (recording,), loads),
+    ]
+
+
+def _of_piece(db: connection, key: str, loads: Loads) -> list[Found]:
+    """Piece and the score it was read from; a piece of a piano roll file is its own record."""
+    rolls = _current(db, "piano_roll_files", "piano_roll_files_pieces", "_key = %s", (key,), loads)
+    if rolls:
+        return rolls
+    pieces = _current(db, "notes", "notes_pieces", "_key = %s", (key,), loads)
+    for piece in list(pieces):
+        source, path = piece["row"]["source"], piece["row"]["path"]
+        pieces += _current(db, source, f"{source}_scores", "_key = %s", (path,), loads)
+        piece["row"]["frames"] = piece["row"].pop("frames_quarter")
+    return pieces
+
+
+def _of_pair(db: connection, key: str, corpus: str, loads: Loads) -> list[Found]:
+    """The message of a catalogue, or the two lines of a parallel corpus.
+
+    A pair's key is the surrogate key of its source and of its record's key in raw (``int_text_pairs`` of the dbt
+    project makes it); for a parallel corpus, of the line in the other language.
+    """
+    surrogate = "md5('{}|' || _key::jsonb::text) = %s"
+    messages = _current(
+        db,
+        "gettext_catalogues",
+        "gettext_catalogues_messages",
+        "package = %s and " + surrogate.format("gettext_catalogues"),
+        (corpus, key),
+        loads,
+    )
+    if messages:
+        return messages
+    others = _current(
+        db,
+        "parallel_files",
+        "parallel_files_lines",
+        "corpus = %s and " + surrogate.format("parallel_files"),
+        (corpus, key),
+        loads,
+    )
+    english = [
+        found
+        for other in others
+        for found in _current(
+            db,
+            "parallel_files",
+            "parallel_files_lines",
+            "corpus = %s and part = %s and line = %s and language in ('en', 'eng')",
+            tuple(other["row"][name] for name in ("corpus", "part", "line")),
+            loads,
+        )
+    ]
+    return [*english, *others]
+
+
+def _current(
+    db: connection, source: str, table: str, condition: str, values: tuple[Any, ...], loads: Loads
+) -> list[Found]:
+    """Records of raw that match and were current: per key the latest version of published loads, up to ``loads``."""
+    if not _exists(db, f"raw.{table}"):
+        return []
+    last = None if loads is None else loads.get(source, -1)
+    rows = _select(
+        db,
+        f"""
+        select * from (
+            select distinct on (r._key) r.*
+            from raw.{table} as r
+            join ops.load as l on l.source = %s and l.load = r._load and l.state = 'published'
+            where (%s::bigint is null or r._load <= %s::bigint)
+              and r._key in (select _key from raw.{table} where {condition})
+            order by r._key, r._load desc, r._position desc
+        ) as latest
+        where not _deleted and {condition}
+        """,
+        (source, last, last, *values, *values),
+    )
+    return [_record(db, source, table, row) for row in rows]
+
+
+def _record(db: connection, source: str, table: str, row: Found) -> Found:
+    load = row["_load"]
+    landing = _select(
+        db,
+        "select key, name, sha256, bytes, content_type, fetched_at, meta from ops.landing "
+        "where source = %s and load = %s and key = %s order by position limit 1",
+        (source, load, row["_landing"]),
+    )
+    state = _select(
+        db,
+        "select state, resource, lane, slice, interval_start, interval_end, run_id, fetched_at, loaded_at, judged_at "
+        "from ops.load where source = %s and load = %s",
+        (source, load),
+    )
+    data = {name: value for name, value in row.items() if not name.startswith("_")}
+    for name in ("frames", "frames_quarter"):
+        if isinstance(data.get(name), str):
+            data[name] = json.loads(data[name])
+    return {
+        "source": source,
+        "table": table,
+        "load": load,
+        "position": row["_position"],
+        "key": row["_key"],
+        "hash": row["_hash"],
+        "row": data,
+        "load_state": state[0] if state else None,
+        "landing": landing[0] if landing else {"key": row["_landing"]},
+    }
+
+
+def _document(record: Found, settings: Settings) -> Found:
+    """The document's version in the document store, by the address that its key and content give it."""
+    version = hashlib.md5(f"{record['key']}\x1f{record['hash']}".encode(), usedforsecurity=False).hexdigest()
+    found = Documents(settings).read_versions(record["table"], [version])[version]
+    return {"collection": record["table"], "_id": version, "landing": found["landing"], "doc": found["doc"]}
+
+
+# ---------------------------------------------------------------- once more from the bytes
+
+
+def _landed(objects: Objects, record: Found) -> bytes:
+    bucket, _, key = record["landing"]["key"].partition("/")
+    return objects.get(bucket, key)
+
+
+def _frames(record: Found, body: bytes) -> list[list[int]] | None:
+    """The frames of a piece, out of its score or its piano roll file."""
+    row = record["row"]
+    if record["table"] == "piano_roll_files_pieces":
+        _, split, number = record["key"].rsplit("/", 2)
+        return [sorted({int(pitch) for pitch in frame}) for frame in json.loads(body)[split][int(number)]]
+    from storage.media import scores
+
+    for tune in scores.read(body, PurePosixPath(row["path"]).suffix, row["path"]):
+        if isinstance(tune, scores.Tune) and tune.number == row["number"]:
+            voices = scores.voices(tune)
+            return frames.to_frames((note for note in scores.played(tune) if note.part in voices), "quarter")
+    return None
+
+
+def _says(record: Found, body: bytes) -> bool:
+    """Whether a file of text holds what the record says it does."""
+    row = record["row"]
+    if record["table"] == "gettext_catalogues_messages":
+        return (row["source_text"], row["target_text"]) in _messages(body)
+    lines = gzip.decompress(body) if body[:2] == b"\x1f\x8b" else body
+    line = lines.split(b"\n")[row["line"] - 1]
+    return bool(line.decode("utf-8-sig" if row["line"] == 1 else "utf-8").rstrip("\r") == row["text"])
+
+
+def _messages(body: bytes) -> Iterator[tuple[str, str]]:
+    """(text, translation) of a compiled gettext catalogue, each with each of its plural forms."""
+    order = "<" if body[:4] == b"\xde\x12\x04\x95" else ">"
+    count, *tables = struct.unpack_from(f"{order}3I", body, 8)
+    for index in range(count):
+        pair = []
+        for table in tables:
+            length, offset = struct.unpack_from(f"{order}2I", body, table + 8 * index)
+            pair.append(body[offset : offset + length].decode())
+        for text in pair[0].rpartition("\x04")[2].split("\x00"):
+            yield from ((text, translation) for translation in pair[1].split("\x00"))

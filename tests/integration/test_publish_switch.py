@@ -1,0 +1,200 @@
+"""Publishing: readers see whole, audited sets of marts, or the ones before."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from threading import Event, Thread
+
+import psycopg2
+import pytest
+from psycopg2 import errors
+from transform_world import World
+
+from storage import transform, warehouse
+from storage.errors import Problem
+from storage.gates import publish
+
+
+def candidates(world: World, mark: str, change: str = "") -> None:
+    """Build marts_next_birds anew out of the published birds, as dbt would: every species and recordist marked."""
+    settings = world.settings("transformer")
+    with closing(warehouse.connect(settings)) as db:
+        with db, db.cursor() as sql:
+            sql.execute("drop schema if exists marts_next_birds cascade; create schema marts_next_birds")
+            for mart in transform.marts("birds"):
+                sql.execute(f"create table marts_next_birds.{mart} as select * from marts.{mart}")
+            sql.execute("update marts_next_birds.dim_species set english_name = %s", (mark,))
+            sql.execute("update marts_next_birds.dim_recordist set name = %s", (mark,))
+            if change:
+                sql.execute(change)
+        transform._stamp(db, "birds", f"build-{mark}")
+
+
+def published(world: World) -> int | None:
+    return publish.publish("birds", world.settings("transformer"), say=print)
+
+
+def versions(world: World) -> list[str]:
+    found = world.rows("select nspname from pg_namespace where nspname like 'marts\\_birds\\_v%' order by 1")
+    return [name for (name,) in found]
+
+
+def test_the_analyst_reads_marts_and_nothing_else(world: World) -> None:
+    assert published(world) == 1
+    assert world.value("select count(*) from marts.fct_recordings", role="analyst") == 28
+    assert world.value("select count(*) from marts.mart_birds_training_clips", role="trainer") > 0
+    for relation in (
+        "marts_birds_v1.fct_recordings", "core.recording", "raw.clips", "staging.stg_clips__clips", "ops.load",
+        "ml.split_group", "marts_next_music.fct_pieces",
+    ):  # fmt: skip
+        with pytest.raises(errors.InsufficientPrivilege):
+            world.rows(f"select count(*) from {relation}", role="analyst")
+    with pytest.raises(errors.InsufficientPrivilege):
+        world.rows("create view marts.mine as select 1", role="analyst")
+    described = world.value("select col_description('marts.fct_recordings'::regclass, 1)")
+    assert described == "The recording."
+
+
+def test_nothing_new_is_not_published_again(world: World) -> None:
+    settings = world.settings("transformer")
+    assert publish.publish("birds", settings, invocation_id="other", say=print) == 1
+    build = world.value("select invocation_id from ops.publication where domain = 'birds'")
+    told: list[str] = []
+    assert publish.publish("birds", settings, say=told.append) is None
+    assert "nothing to publish" in told[0]
+    assert publish.publish("birds", settings, invocation_id=build) == 1  # the task was killed after its commit
+    transform.build("birds", "marts", settings, say=print)
+    assert publish.publish("birds", settings, say=told.append) is None
+    assert "version 1" in told[1]
+    assert versions(world) == ["marts_birds_v1"]
+    assert world.value("select count(*) from pg_namespace where nspname = 'marts_next_birds'") == 0
+
+
+def test_an_incomplete_or_foreign_set_is_refused_and_readers_keep_theirs(world: World) -> None:
+    assert published(world) == 1
+    candidates(world, "two", "drop table marts_next_birds.dim_species")
+    with pytest.raises(Problem, match="not complete: dim_species not built"):
+        published(world)
+    candidates(world, "two")
+    world.rows("create table marts_next_birds.other as table marts_next_birds.dim_species;"
+               "drop table marts_next_birds.dim_species;"
+               "alter table marts_next_birds.other rename to dim_species")  # fmt: skip
+    with pytest.raises(Problem, match="dim_species in marts_next_birds not of a complete build"):
+        published(world)
+    world.rows("comment on schema marts_next_birds is null")
+    with pytest.raises(Problem, match="not of a complete build"):
+        published(world)
+    assert world.value("select count(*) from marts.dim_species where english_name = 'two'", role="analyst") == 0
+    assert versions(world) == ["marts_birds_v1"]
+
+
+def test_readers_see_one_version_in_every_statement_and_no_error(world: World) -> None:
+    assert published(world) == 1
+    candidates(world, "start")
+    assert published(world) == 2
+    stop, seen, trouble, mixed = Event(), [], [], []
+    # two orders of locking: a switch that does not give up its locks would deadlock with one of them
+    statements = (
+        "select min(s.english_name), max(s.english_name), min(r.name), max(r.name)"
+        " from marts.dim_species s cross join marts.dim_recordist r",
+        "select min(r.name), max(r.name), min(s.english_name), max(s.english_name)"
+        " from marts.dim_recordist r cross join marts.dim_species s",
+    )
+
+    def read(statement: str) -> None:
+        with closing(warehouse.connect(world.settings("analyst"))) as db:
+            while not stop.is_set():
+                try:
+                    with db, db.cursor() as sql:
+                        sql.execute(statement)
+                        marks = set(sql.fetchone() or ())
+                except psycopg2.Error as error:
+                    trouble.append(error)
+                    return
+                seen.extend(marks)
+                if len(marks) != 1:
+                    mixed.append(marks)
+
+    readers = [Thread(target=read, args=(statement,)) for statement in statements * 2]
+    for reader in readers:
+        reader.start()
+    for number in range(6):
+        candidates(world, f"mark {number}")
+        assert published(world) == 3 + number
+        time.sleep(0.1)
+    stop.set()
+    for reader in readers:
+        reader.join(20)
+    assert not trouble
+    assert not mixed
+    assert {f"mark {number}" for number in range(6)} <= set(seen)
+
+
+def test_columns_may_change_and_marts_may_go(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert published(world) == 1
+    candidates(world, "two", "alter table marts_next_birds.dim_species rename english_name to vernacular;"
+                             "alter table marts_next_birds.dim_recordist add column extra int")  # fmt: skip
+    fewer = [mart for mart in transform.marts("birds") if mart != "agg_species_minutes"]
+    monkeypatch.setattr(transform, "marts", lambda domain: fewer)
+    assert published(world) == 2
+    assert world.value("select min(vernacular) from marts.dim_species", role="analyst") == "two"
+    assert world.rows("select extra from marts.dim_recordist limit 1", role="analyst") == [(None,)]
+    with pytest.raises(errors.UndefinedTable):
+        world.rows("select * from marts.agg_species_minutes", role="analyst")
+
+
+def test_a_view_of_somebody_else_is_named_rather_than_dropped(world: World) -> None:
+    assert published(world) == 1
+    world.rows("create schema theirs; create view theirs.names as select english_name from marts.dim_species")
+    candidates(world, "two")
+    assert published(world) == 2
+    assert world.value("select min(english_name) from theirs.names") == "two"
+    candidates(world, "three", "alter table marts_next_birds.dim_species rename english_name to vernacular")
+    with pytest.raises(Problem, match=r"theirs\.names"):
+        published(world)
+    assert world.value("select min(english_name) from theirs.names") == "two"
+
+
+def test_the_version_before_is_kept_and_can_be_shown_again(world: World) -> None:
+    settings = world.settings("transformer")
+    with pytest.raises(Problem, match="no earlier version"):
+        publish.rollback("birds", settings)
+    assert published(world) == 1
+    for number, mark in enumerate(("two", "three"), start=2):
+        candidates(world, mark)
+        assert published(world) == number
+    assert versions(world) == ["marts_birds_v2", "marts_birds_v3"]
+    assert publish.rollback("birds", settings, say=print) == 4
+    assert world.value("select min(english_name) from marts.dim_species", role="analyst") == "two"
+    candidates(world, "five")
+    assert published(world) == 5
+    assert world.value("select min(english_name) from marts.dim_species", role="analyst") == "five"
+    assert versions(world) == ["marts_birds_v2", "marts_birds_v5"]
+
+
+def test_publishing_waits_for_a_freeze_and_for_long_readers(world: World) -> None:
+    assert published(world) == 1
+    candidates(world, "two")
+    done: list[int | None] = []
+    switch = Thread(target=lambda: done.append(published(world)))
+    with (
+        closing(warehouse.connect(world.settings("trainer"))) as freeze,
+        closing(warehouse.connect(world.settings("analyst"))) as reader,
+    ):
+        with freeze.cursor() as sql:
+            sql.execute("select pg_advisory_xact_lock_shared(%s)", (publish.LOCK,))
+        with reader.cursor() as sql:
+            sql.execute("select count(*) from marts.dim_species")
+        switch.start()
+        switch.join(1.5)
+        assert switch.is_alive()
+        freeze.commit()
+        switch.join(1.5)
+        assert switch.is_alive()  # the reader's transaction still holds the view
+        started = time.monotonic()
+        assert world.value("select count(*) from marts.dim_recordist", role="analyst") > 0
+        assert time.monotonic() - started < 2  # and nobody else waits for long
+        reader.commit()
+        switch.join(20)
+    assert done == [2]

@@ -1,0 +1,146 @@
+"""The dbt project as text: what its own tests would only notice at run time, or never."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from storage import transform
+
+PROJECT = transform.project()
+MODELS = {path.stem: path for path in (PROJECT / "models").rglob("*.sql")}
+LAYERS = ("staging", "intermediate", "core", "marts")
+
+
+def properties() -> dict[str, dict[str, Any]]:
+    found = {}
+    for path in (PROJECT / "models").rglob("_models.yml"):
+        for model in yaml.safe_load(path.read_text())["models"]:
+            assert model["name"] not in found, f"{model['name']} is described twice"
+            assert MODELS[model["name"]].parent == path.parent, f"{model['name']} is described in another folder"
+            found[model["name"]] = model
+    return found
+
+
+PROPERTIES = properties()
+
+
+def refs(name: str) -> set[str]:
+    return set(re.findall(r"ref\('(\w+)'\)", MODELS[name].read_text()))
+
+
+def folder(name: str) -> tuple[str, str]:
+    layer, domain = MODELS[name].relative_to(PROJECT / "models").parts[:2]
+    return layer, domain
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_every_model_and_column_is_described(name: str) -> None:
+    assert PROPERTIES[name]["description"]
+    for column in PROPERTIES[name].get("columns", []):
+        assert column["description"].endswith("."), column["name"]
+    if not name.startswith("sweep_"):
+        assert PROPERTIES[name]["columns"]
+
+
+def test_layers_read_only_what_lies_before_them() -> None:
+    for name, path in MODELS.items():
+        layer, domain = folder(name)
+        sources = set(re.findall(r"source\('(\w+)'", path.read_text()))
+        if "current_version(" in path.read_text():
+            sources.add("raw")
+        assert "raw" not in sources or layer == "staging", f"{name} reads raw"
+        for parent in refs(name) & MODELS.keys():
+            parent_layer, parent_domain = folder(parent)
+            assert parent_domain in (domain, "shared"), f"{name} of {domain} reads {parent} of {parent_domain}"
+            ephemeral = "materialized='ephemeral'" in path.read_text()
+            allowed = LAYERS.index(layer) + (1 if ephemeral else 0)
+            assert LAYERS.index(parent_layer) <= allowed, f"{name} in {layer} reads {parent} in {parent_layer}"
+        if layer == "staging":
+            assert not refs(name), f"{name} joins"
+
+
+def test_each_mart_belongs_to_one_domain() -> None:
+    names = [mart for domain in transform.DOMAINS for mart in transform.marts(domain)]
+    assert len(names) == len(set(names))
+    assert {"mart_birds_training_clips", "mart_music_training_pieces", "mart_translation_training_pairs"} <= set(names)
+    assert sorted(names) == sorted(name for name in MODELS if folder(name)[0] == "marts")
+
+
+@pytest.mark.parametrize("domain", ["birds", "music", "text"])
+def test_a_domains_sweep_takes_all_its_core_models_children_first(domain: str) -> None:
+    swept = re.findall(r"ref\('(\w+)'\)", MODELS[f"sweep_{domain}"].read_text())
+    core = {name for name in MODELS if folder(name) == ("core", domain)} - {f"sweep_{domain}"}
+    assert set(swept) == core
+    assert len(swept) == len(core)
+    for name in swept:
+        stated = [*PROPERTIES[name].get("constraints", [])]
+        stated += [one for column in PROPERTIES[name]["columns"] for one in column.get("constraints", [])]
+        parents = {re.search(r"ref\('(\w+)'\)", one["to"])[1] for one in stated if one["type"] == "foreign_key"}
+        for parent in parents & core:
+            assert swept.index(name) < swept.index(parent), f"{parent} is swept before its child {name}"
+
+
+def test_marts_wait_for_the_sweep_of_what_they_read() -> None:
+    def through(name: str) -> set[str]:
+        parents = refs(name) & MODELS.keys()
+        return parents.union(*(through(parent) for parent in parents)) if parents else set()
+
+    for name in MODELS:
+        layer, domain = folder(name)
+        if layer == "marts" and any(folder(parent)[0] == "core" for parent in through(name)):
+            assert f"sweep_{domain}" in through(name), name
+
+
+def test_core_keys_are_stated_the_same_for_merging_and_for_postgres() -> None:
+    for name, path in MODELS.items():
+        if folder(name)[0] != "core" or name.startswith("sweep_"):
+            continue
+        keys = re.search(r"unique_key=(\[.*?\]|'\w+')", path.read_text())
+        stated = next(one["columns"] for one in PROPERTIES[name]["constraints"] if one["type"] == "primary_key")
+        assert keys, f"{name} has no unique_key"
+        assert re.findall(r"\w+", keys[1]) == stated, name
+
+
+def test_every_licence_code_is_in_the_seed() -> None:
+    with (PROJECT / "seeds" / "shared" / "licences.csv").open() as file:
+        codes = {row["licence_code"] for row in csv.DictReader(file)}
+    macro = (PROJECT / "macros" / "sql" / "licence_code.sql").read_text()
+    assert set(re.findall(r"(?:then|else) '([^']+)'", macro)) <= codes
+
+
+def test_codes_of_languages_are_unique_and_whole() -> None:
+    with (PROJECT / "seeds" / "text" / "languages.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for column, length in (("iso_639_3", 3), ("iso_639_1", 2)):
+        codes = [row[column] for row in rows]
+        assert len(codes) == len(set(codes))
+        assert {len(code) for code in codes} == {length}
+    assert {"eng", "rus", "deu", "fra", "spa"} <= {row["iso_639_3"] for row in rows}
+
+
+def test_nothing_phones_home_and_core_is_never_refreshed() -> None:
+    project = yaml.safe_load((PROJECT / "dbt_project.yml").read_text())
+    assert project["flags"]["send_anonymous_usage_stats"] is False
+    assert project["models"]["lyrebird"]["core"]["+full_refresh"] is False
+    assert project["models"]["lyrebird"]["core"]["+contract"] == {"enforced": True}
+    assert project["models"]["lyrebird"]["marts"]["+contract"] == {"enforced": True}
+
+
+def test_each_training_mart_has_an_exposure_with_an_owner() -> None:
+    exposures = yaml.safe_load((PROJECT / "models" / "exposures.yml").read_text())["exposures"]
+    assert {one["depends_on"][0] for one in exposures} == {
+        f"ref('{mart}')"
+        for mart in ("mart_birds_training_clips", "mart_music_training_pieces", "mart_translation_training_pairs")
+    }
+    assert all(one["owner"]["email"] for one in exposures)
+
+
+def test_no_secret_and_no_host_in_the_profile() -> None:
+    text = Path(PROJECT / "profiles.yml").read_text()
+    assert re.findall(r"^\s+(?:password|host|user): (?!\"\{\{ env_var\()", text, re.MULTILINE) == []

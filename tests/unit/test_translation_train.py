@@ -1,0 +1,261 @@
+"""Translation from a frozen version to a translated line: text, batches, training, scores and bad input."""
+
+import hashlib
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
+
+from ml.datasets.read import Version
+from ml.training.evaluation import interval
+from ml.translation import evaluate, subwords
+from ml.translation.data import Encoded, Pairs, encode, read
+from ml.translation.train import main
+from ml.translation.translate import Translator, load
+from storage.errors import Problem
+
+ENGLISH = "save open close delete move copy page file folder image user name new old all first"
+RUSSIAN = (
+    "сохранить открыть закрыть удалить переместить скопировать "
+    "страница файл папка изображение пользователь имя новый старый все первый"
+)
+WORDS = dict(zip(ENGLISH.split(), RUSSIAN.split(), strict=True))
+TINY = (
+    *("vocabulary=400", "width=64", "heads=4", "encoder_layers=1", "decoder_layers=1", "inner=128", "beam=2"),
+    *("dropout=0", "label_smoothing=0", "batch=400", "learning_rate=4e-3", "warmup=20"),
+)
+
+
+def freeze(folder: Path, seed: int = 0, rows: int = 60) -> Path:
+    """A frozen version of made-up interface texts; the valid split repeats train rows, so that fitting them shows."""
+    folder.mkdir()
+    generator = random.Random(seed)
+    texts = [generator.choices(sorted(WORDS), k=generator.randint(2, 5)) for _ in range(rows)]
+    table = [
+        {
+            "pair_id": f"pair-{i}", "source_language": "eng", "target_language": "rus", "source_text": " ".join(words),
+            "target_text": " ".join(WORDS[word] for word in words), "licence": "CC0",
+        }
+        for i, words in enumerate(texts)
+    ]  # fmt: skip
+    shards, schema = [], []
+    for split, part in (("train", table), ("valid", table[:25])):
+        path = folder / f"{split}-00000.parquet"
+        pq.write_table(pa.Table.from_pylist(part), path)
+        schema = [{"name": name, "type": "string"} for name in part[0]]
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        shards.append({"file": path.name, "split": split, "rows": len(part), "sha256": digest})
+    manifest = {
+        "version": f"{seed:016x}", "name": "translation-en-ru", "schema": schema, "shards": shards, "simulated": False,
+        "splits": {"train": {"rows": rows}, "valid": {"rows": 25}}, "licences": {"CC0": rows},
+    }  # fmt: skip
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def run_training(version: Path, run: Path, *flags: str, settings: tuple[str, ...] = ()) -> None:
+    main(["--version", str(version), "--out", str(run), *flags, "--set", *TINY, *settings])
+
+
+@pytest.fixture(scope="module")
+def version(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return freeze(tmp_path_factory.mktemp("versions") / "en-ru")
+
+
+@pytest.fixture(scope="module")
+def run(version: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that had time to learn its few pairs by heart."""
+    run = tmp_path_factory.mktemp("runs") / "overfitted"
+    run_training(version, run, settings=("steps=160", "evaluate_every=80"))
+    return run
+
+
+@pytest.fixture(scope="module")
+def translator(run: Path) -> Translator:
+    return load(run)
+
+
+def test_a_few_pairs_are_learnt_by_heart(translator: Translator, version: Path) -> None:
+    pairs = read(Version(version), "valid")
+    for beam in (1, 4):
+        found = translator.translate(pairs.sources, beam=beam)
+        assert sum(a == b for a, b in zip(found, pairs.targets, strict=True)) >= 23
+
+
+def test_the_run_folder_holds_scores_with_intervals_a_report_and_a_card(run: Path) -> None:
+    chrf, bleu = json.loads((run / "scores.json").read_text())["metrics"]
+    assert (chrf["name"], bleu["name"]) == ("chrF", "BLEU")
+    assert chrf["baseline"]["name"] == "copy the source"
+    assert chrf["low"] <= chrf["value"] <= chrf["high"]
+    assert chrf["low"] > chrf["baseline"]["high"] + 10
+    assert chrf["signature"].startswith("nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no")
+    assert bleu["signature"].startswith("nrefs:1|case:lc|eff:no|tok:13a|smooth:exp")
+    report = (run / "report.html").read_text()
+    assert report.count("data:image/png;base64,") == 2
+    assert report.count("<img") == report.count('alt="Loss over') + report.count('alt="Attention from')
+    assert "Simulated" not in report
+    assert "http" not in report.replace("http-equiv", "")
+    card = (run / "card.md").read_text()
+    assert "CC0: 60 rows" in card
+    assert "copy the source" in card
+
+
+def test_evaluating_the_folder_gives_the_score_on_record(run: Path, version: Path) -> None:
+    chrf = json.loads((run / "scores.json").read_text())["metrics"][0]
+    assert interval(evaluate.evaluate(run, str(version), "valid"), seed=1) == pytest.approx(
+        (chrf["value"], chrf["low"], chrf["high"])
+    )
+
+
+def test_attention_has_a_row_for_each_target_piece(translator: Translator) -> None:
+    across, down, matrix = translator.attention("open new file")
+    assert matrix.shape == (len(down), len(across))
+    assert (across[0], across[-1], down[-1]) == ("<2rus>", "</s>", "</s>")
+    assert matrix.sum(axis=1) == pytest.approx(np.ones(len(down)), abs=1e-4)
+    assert translator.attention("open file", target="открыть файл")[1][0].startswith("▁")
+
+
+def test_a_line_out_for_each_line_in_whatever_it_holds(translator: Translator, version: Path) -> None:
+    known = read(Version(version), "train")
+    odd = ["save\npage\tnew", "日本語 🙂 \u202e", "<2rus> </s>", "%(name)s {0}", "a" * 5000, "\ud800 broken"]
+    lines = ["", "   ", known.sources[0], "\x00\x07", *odd]
+    found = translator.translate(lines)
+    assert len(found) == len(lines)
+    assert found[0] == found[1] == found[3] == ""
+    assert found[2] == known.targets[0]
+    assert not any("\n" in line or "\r" in line for line in found)
+    assert translator.translate([]) == []
+
+
+def test_a_very_long_line_is_translated_in_parts(translator: Translator) -> None:
+    line = " ".join(["save page."] * 5000)
+    parts = translator._parts(line)
+    assert " ".join(parts) == line
+    room = translator.config.longest
+    assert all(len(pieces) <= room for pieces in translator.subwords.encode_source(parts[:50], ["rus"] * 50))
+    words = " ".join(["save"] * 3000)
+    assert " ".join(translator._parts(words)) == words
+    assert "".join(translator._parts("x" * 3000)) == "x" * 3000
+
+
+def test_an_unknown_language_a_bad_beam_and_a_wrong_folder(translator: Translator, run: Path, tmp_path: Path) -> None:
+    with pytest.raises(Problem, match=r"'fin'.*rus"):
+        translator.translate(["save"], to="fin")
+    with pytest.raises(Problem, match="beam of 0"):
+        translator.translate(["save"], beam=0)
+    with pytest.raises(Problem, match=r"no model\.json"):
+        load(tmp_path)
+    (tmp_path / "model.json").write_text('{"family": "birds"}')
+    with pytest.raises(Problem, match="for birds"):
+        load(tmp_path)
+    (tmp_path / "model.json").write_text((run / "model.json").read_text())
+    (tmp_path / "spm.model").write_bytes((run / "spm.model").read_bytes())
+    (tmp_path / "weights.safetensors").write_bytes(b"torn")
+    with pytest.raises(Problem, match="does not fit"):
+        load(tmp_path)
+
+
+def test_files_are_scored_line_by_line(translator: Translator, version: Path, tmp_path: Path) -> None:
+    source, reference = tmp_path / "source", tmp_path / "reference"
+    known = read(Version(version), "train")
+    source.write_text(f"{known.sources[0]}\n\n{known.sources[1]}\n")
+    reference.write_text(f"{known.targets[0]}\n\n{known.targets[1]}\n")
+    assert evaluate.evaluate_files(translator, source, reference).metrics["chrF"].value() > 90
+    reference.write_text("сохранить страница\n")
+    with pytest.raises(Problem, match=r"has 4 lines and .* has 2"):
+        evaluate.evaluate_files(translator, source, reference)
+
+
+def test_killed_and_resumed_training_ends_with_the_same_bits(version: Path, tmp_path: Path) -> None:
+    settings = ("steps=8", "evaluate_every=3", "accumulate=2", "dropout=0.1")
+    run_training(version, tmp_path / "whole", settings=settings)
+    killed = (
+        "import os, signal, sys\n"
+        "from ml.translation import train\n"
+        "plain, calls = train.TranslationTask.loss, []\n"
+        "def loss(self, batch):\n"
+        "    calls.append(1)\n"
+        "    if len(calls) == 10: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return plain(self, batch)\n"
+        "train.TranslationTask.loss = loss\n"
+        "train.main(sys.argv[1:])\n"
+    )
+    flags = ["--version", str(version), "--out", str(tmp_path / "broken"), "--set", *TINY, *settings]
+    root = Path(__file__).parent.parent.parent
+    done = subprocess.run([sys.executable, "-c", killed, *flags], check=False, cwd=root)
+    assert done.returncode == -9
+    run_training(version, tmp_path / "broken", "--resume", settings=settings)
+    for name in ("weights.safetensors", "spm.model"):
+        assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    with pytest.raises(Problem, match=r"model.width was 64, is 32"):
+        run_training(version, tmp_path / "broken", "--resume", settings=(*settings, "width=32"))
+
+
+def test_any_text_survives_the_vocabulary(translator: Translator) -> None:
+    generator = random.Random(5)
+    for _ in range(200):
+        codes = (generator.choice((generator.randint(33, 126), generator.randint(0x400, 0x2FFFF))) for _ in range(20))
+        text = subwords.clean("".join(map(chr, codes)))
+        assert translator.subwords.decode(translator.subwords.encode_target([text])[0]) == text
+
+
+def test_the_same_texts_give_the_same_vocabulary(tmp_path: Path, version: Path) -> None:
+    pairs = read(Version(version), "train")
+    for name in "ab":
+        subwords.train(pairs.sources + pairs.targets, ["rus"], 400, tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    with pytest.raises(Problem, match="vocabulary of 100 pieces"):
+        subwords.train(pairs.sources, ["rus"], 100, tmp_path / "c")
+
+
+def test_batches_hold_every_pair_once_and_are_not_too_large() -> None:
+    generator = random.Random(1)
+    pairs = [([5] * generator.randint(1, 30), [6] * generator.randint(2, 30)) for _ in range(300)]
+    for i, (source, _) in enumerate(pairs):
+        source.append(100 + i)
+    encoded = Encoded([s for s, _ in pairs], [t for _, t in pairs])
+    seen: list[int] = []
+    for source, target in encoded.batches(200, np.random.default_rng(0)):
+        assert max(source.numel(), target.numel()) <= 200
+        seen += source[source >= 100].tolist()
+    assert sorted(seen) == list(range(100, 400))
+
+    def order(seed: int) -> list[list[int]]:
+        return [s.flatten().tolist() for s, _ in encoded.batches(200, np.random.default_rng(seed))]
+
+    assert order(1) == order(1) != order(2)
+
+
+def test_long_pairs_are_left_out_of_training(translator: Translator) -> None:
+    pairs = Pairs(["a", "b"], ["save page", "save " * 300], ["сохранить", "сохранить " * 300], ["rus", "rus"])
+    assert len(encode(pairs, translator.subwords, 50).sources) == 1
+    assert len(encode(pairs, translator.subwords).sources) == 2
+
+
+@pytest.mark.parametrize("kind", ["alike", "mixed", "nothing alike", "short", "empty"])
+def test_the_formulas_are_sacrebleu_s(kind: str) -> None:
+    generator = random.Random(kind)
+    words = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "another", "Cat", "."]
+    references = [" ".join(generator.choices(words, k=generator.randint(1, 12))) for _ in range(40)]
+    hypotheses = {
+        "alike": list(references),
+        "mixed": [" ".join(w for w in r.split() if generator.random() < 0.8) or "cat" for r in references],
+        "nothing alike": ["xyz qq"] * 40,
+        "short": ["cat"] * 40,
+        "empty": [""] * 40,
+    }[kind]
+    units = [str(i) for i in range(40)]
+    scored = evaluate.score(Pairs(units, references, references, ["eng"] * 40), hypotheses)
+    chosen = np.array([generator.randrange(40) for _ in range(40)])
+    for evaluation, metric in ((scored.metrics["chrF"], CHRF()), (scored.metrics["BLEU"], BLEU(lowercase=True))):
+        assert evaluation.value() == pytest.approx(metric.corpus_score(hypotheses, [references]).score, abs=1e-9)
+        picked = [hypotheses[i] for i in chosen], [[references[i] for i in chosen]]
+        assert evaluation.score(chosen) == pytest.approx(metric.corpus_score(*picked).score, abs=1e-9)
