@@ -78,6 +78,7 @@ def command(
 @task
 def total(answers: Any, field: str) -> int:
     """The sum of one field over the answers of mapped commands: a number that grows when any of them did something."""
+    answers = [answers] if isinstance(answers, dict) else answers  # how Airflow hands over a group mapped once
     return sum(int(answer[field]) for answer in answers)
 
 

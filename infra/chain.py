@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 import time
-import tomllib
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
@@ -17,15 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import requests
+import tomli_w
 
 from ingestion import catalogue
 from storage import warehouse
 from storage.errors import Problem
-from storage.settings import Settings, for_role, home, sources_file
+from storage.settings import Settings, for_role, home, options, options_file
 
 Say = Callable[[str], None]
 QUIET_SECONDS = 12  # without any active or pending run: the chain has come to rest
 PATIENCE_SECONDS = 3 * 3600
+DETAIL_SECONDS = 15  # between two lines that differ only in how far a training is
 PARTS = {"audio_folder": "birds", "parallel_files": "multi30k", "piano_roll_files": "jsb_chorales"}
 
 
@@ -99,27 +100,19 @@ def run(data: Path | None, say: Say) -> None:
 
 
 def configure(data: Path, say: Say) -> None:
-    """Write the locations of real data, laid out as in ``data``, into ``sources.toml``."""
+    """Write the locations of real data, laid out as in ``data``, into the options file."""
     data = data.expanduser().resolve()
     if not data.is_dir():
         raise Problem(f"{data} is no folder", "Give the folder that holds birds/, multi30k/ or jsb_chorales/")
     found = {source: data / part for source, part in PARTS.items() if (data / part).is_dir()}
     if not found:
         raise Problem(f"{data} holds none of {', '.join(PARTS.values())}", "README.md shows how it is laid out")
-    path = sources_file()
-    known: dict[str, dict[str, Any]] = tomllib.loads(path.read_text()) if path.is_file() else {}
+    known = options()
     for source, folder in found.items():
-        known.setdefault(source, {})["location"] = str(folder)
+        known.setdefault("sources", {}).setdefault(source, {})["location"] = str(folder)
         say(f"{source}: {folder}")
-    lines = [f"[{s}]\n" + "".join(f"{k} = {_toml(v)}\n" for k, v in values.items()) for s, values in known.items()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines))
-
-
-def _toml(value: object) -> str:
-    import json
-
-    return json.dumps(value, ensure_ascii=False)
+    options_file().parent.mkdir(parents=True, exist_ok=True)
+    options_file().write_text(tomli_w.dumps(known), encoding="utf-8")
 
 
 def _all_dags(airflow: Airflow, seconds: int = 180) -> list[str]:
@@ -129,7 +122,9 @@ def _all_dags(airflow: Airflow, seconds: int = 180) -> list[str]:
     while time.monotonic() < end:
         errors = airflow.call("GET", "importErrors")["import_errors"]
         if errors:
-            raise Problem(f"{errors[0]['filename']} does not import: {errors[0]['stack_trace'].strip().splitlines()[-1]}")
+            raise Problem(
+                f"{errors[0]['filename']} does not import: {errors[0]['stack_trace'].strip().splitlines()[-1]}"
+            )
         found = [dag["dag_id"] for dag in airflow.call("GET", "dags", params={"limit": 200})["dags"]]
         if expected <= set(found):
             return found
@@ -157,16 +152,17 @@ class Watch:
 
     def to_the_end(self) -> None:
         quiet_since: float | None = None
-        shown: dict[str, str] = {}
+        shown: dict[str, tuple[str, float]] = {}
         end = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < end:
             runs = self.airflow.runs(self.since)
             for run in reversed(runs):
                 key = f"{run['dag_id']} {run['dag_run_id']}"
-                line = self._line(run)
-                if shown.get(key) != line:
-                    shown[key] = line
-                    self.say(f"{self._clock()}  {line}")
+                line, detail = self._line(run)
+                before, at = shown.get(key, ("", 0.0))
+                if line != before or (detail and time.monotonic() - at > DETAIL_SECONDS):
+                    shown[key] = (line, time.monotonic())
+                    self.say(f"{self._clock()}  {line} {detail}".rstrip())
             active = [run for run in runs if run["state"] in ("queued", "running")]
             if active or not runs:
                 quiet_since = None
@@ -180,20 +176,20 @@ class Watch:
             time.sleep(2)
         raise Problem("the chain has not come to rest in three hours", "Look at the Airflow UI: `lyrebird status`")
 
-    def _line(self, run: dict[str, Any]) -> str:
-        """One line about a run: its state, the task at work, and what it has counted so far."""
+    def _line(self, run: dict[str, Any]) -> tuple[str, str]:
+        """A run's state and the tasks at work, and what it has counted so far."""
         name = f"{run['dag_id']:<28}"
         if run["state"] in ("success", "failed"):
             took = (_time(run["end_date"]) - _time(run["start_date"])).total_seconds()
-            return f"{name} {run['state']:<8} in {took:,.0f} s {counts(run['dag_id'])}".rstrip()
+            return f"{name} {run['state']:<8} in {took:,.0f} s", counts(run["dag_id"])
         if run["state"] == "queued":
-            return f"{name} queued"
+            return f"{name} queued", ""
         working = [
             f"{task['task_id']}{'' if task['map_index'] < 0 else '[' + str(task['map_index']) + ']'}"
             for task in self.airflow.tasks(run)
             if task["state"] == "running"
         ]
-        return f"{name} running  {', '.join(working)} {progress(run['dag_id'])}".rstrip()
+        return f"{name} running  {', '.join(working)}", progress(run["dag_id"])
 
     def _clock(self) -> str:
         seconds = int(time.monotonic() - self.begin)

@@ -543,7 +543,7 @@ def evaluate_translation(
 
 
 @lineage.command("prediction")
-@as_role("trainer")
+@as_role("admin")
 def lineage_prediction(name: Annotated[str, typer.Argument(metavar="MODEL")], key: str, as_json: Json = False) -> None:
     """From a prediction to the model, the dataset version, the row, the load, the object and the source."""
     from ml import lineage as trace
@@ -552,7 +552,7 @@ def lineage_prediction(name: Annotated[str, typer.Argument(metavar="MODEL")], ke
 
 
 @lineage.command("example")
-@as_role("trainer")
+@as_role("admin")
 def lineage_example(family: str, key: str, as_json: Json = False) -> None:
     """From a training example to the row, the load, the object and the source."""
     from ml import lineage as trace

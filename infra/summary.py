@@ -54,7 +54,7 @@ def tell(say: Say, seconds: float) -> None:
     ):
         say(f"  {what:<10} {url}")
     say("Query the marts as the analyst:")
-    say(f'  {_psql()}')
+    say(f"  {_psql()}")
     say("Try next:")
     for line in suggestions():
         say(f"  {line}")

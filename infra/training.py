@@ -16,24 +16,22 @@ from typing import Any
 from ml import registry, tasks
 from ml.datasets import freeze
 from storage.errors import Problem
-from storage.settings import Settings, home
+from storage.settings import Settings, home, options
 
 Say = Callable[[str], None]
 DONE = "card.md"  # the last file that a training run writes
 
 
-def train(
-    name: str, version: str, preset: str, changes: list[str], settings: Settings, say: Say
-) -> dict[str, Any]:
+def train(name: str, version: str, preset: str, changes: list[str], settings: Settings, say: Say) -> dict[str, Any]:
     """Train task ``name`` on a frozen version (its newest without one) and import the run; a finished run stays.
 
     Gives model, version number, dataset and whether it was trained now. Raises Problem when training fails.
     """
     task = tasks.task(name)
-    frozen = freeze.show(version, settings) if version else freeze.latest(task, settings)
-    if frozen is None:
-        raise Problem(f"no version of {name} is frozen yet", f"Freeze one: lyrebird dataset freeze {name}")
-    preset = preset or task.preset
+    frozen = freeze.show(version, settings) if version else freeze.newest(name, settings)
+    given = options().get("train", {})
+    preset = preset or given.get("preset") or task.preset
+    changes = changes or given.get("set", [])
     run = run_folder(name, frozen["version"], preset, changes)
     trained = not (run / DONE).is_file()
     if trained:
@@ -47,7 +45,7 @@ def train(
             raise Problem(f"training {name} on {frozen['version']} ended with exit code {code}", f"Its folder: {run}")
     else:
         say(f"{name}: {frozen['version']} is trained already ({run})")
-    return asdict(registry.import_run(run, settings)) | {"dataset": frozen["version"], "trained": trained}
+    return asdict(registry.import_run(run, settings, name)) | {"dataset": frozen["version"], "trained": trained}
 
 
 def run_folder(name: str, version: str, preset: str, changes: list[str]) -> Path:

@@ -80,7 +80,9 @@ def identify(paths: list[Path], name: str, settings: Settings, as_json: bool, sa
         top = answer["top"]
         print(f"{path}: {top['species'] or 'none of the species it knows'} ({top['score']:.2f})")
         for line in answer["predictions"]:
-            print(f"  {line['start_s']:7.1f} s to {line['end_s']:7.1f} s  {line['species'] or '-'} ({line['score']:.2f})")
+            print(
+                f"  {line['start_s']:7.1f} s to {line['end_s']:7.1f} s  {line['species'] or '-'} ({line['score']:.2f})"
+            )
     if not as_json:
         print(f"({_origin(about, full)})")
     return failed

@@ -8,7 +8,6 @@ Everything that sources must not care about lives here, once.
 from __future__ import annotations
 
 import time
-import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -21,12 +20,13 @@ from psycopg2.extensions import connection
 from ingestion import journal
 from ingestion.contract import Context, Gone, Resource, Source
 from ingestion.loading import Counts, Stores, ensure_table, load_segment
+from storage import settings as given
 from storage import warehouse
 from storage.documents import Documents
 from storage.errors import Problem
 from storage.gates import loads as gate
 from storage.objects import Objects
-from storage.settings import Settings, sources_file
+from storage.settings import Settings
 
 Say = Callable[[str], None]
 
@@ -153,17 +153,15 @@ def make_tables(sources: list[Source], settings: Settings) -> None:
 
 
 def options(source: Source) -> dict[str, Any]:
-    """The source's options: its defaults, and what ``sources.toml`` says of it."""
-    path = sources_file()
-    try:
-        given = tomllib.loads(path.read_text()).get(source.name, {}) if path.is_file() else {}
-    except tomllib.TOMLDecodeError as error:
-        raise Problem(f"{path} is no TOML: {error}") from error
-    unknown = given.keys() - source.config.keys()
+    """The source's options: its defaults, and what the options file says of it."""
+    values = given.options().get("sources", {}).get(source.name, {})
+    unknown = values.keys() - source.config.keys()
     if unknown:
-        names = ", ".join(source.config) or "none"
-        raise Problem(f"{path}: {source.name} has no option {sorted(unknown)[0]}", f"Its options: {names}")
-    return {name: given.get(name, default) for name, (default, _) in source.config.items()}
+        raise Problem(
+            f"{given.options_file()}: {source.name} has no option {sorted(unknown)[0]}",
+            f"Its options: {', '.join(source.config) or 'none'}",
+        )
+    return {name: values.get(name, default) for name, (default, _) in source.config.items()}
 
 
 def _recover(source: Source, stores: Stores, say: Say, reached: Say) -> list[int]:

@@ -33,7 +33,7 @@ QUIET = {
 
 # What a fresh environment keeps of the old one: nothing that could hold a credential.
 KEPT = ("PATH", "HOME", "USER", "LANG", "LC_ALL", "TMPDIR", "TZ", "VIRTUAL_ENV", "SSL_CERT_FILE", "SSL_CERT_DIR")
-KEPT_OURS = ("LYREBIRD_HOME", "LYREBIRD_CHECKOUT", "LYREBIRD_SOURCES", "LYREBIRD_SECRETS")
+KEPT_OURS = ("LYREBIRD_HOME", "LYREBIRD_CHECKOUT", "LYREBIRD_OPTIONS", "LYREBIRD_SECRETS")
 
 
 def environment(role: Role, extra: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -7,9 +7,9 @@ role has a file ``<secrets>/<role>.env`` with only its own credentials; :func:`f
 from __future__ import annotations
 
 import os
-from functools import cache
+import tomllib
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -105,7 +105,15 @@ def from_variables(variables: dict[str, str]) -> Settings:
     return Settings.model_validate(known)
 
 
-@cache
-def sources_file() -> Path:
-    """TOML with the options of sources (``[audio_folder]``, ``location = …``)."""
-    return Path(os.environ.get("LYREBIRD_SOURCES") or home() / "sources.toml")
+def options_file() -> Path:
+    """TOML with what a person sets: ``[sources.audio_folder]``, ``location = …``; ``[train]``, ``preset = …``."""
+    return Path(os.environ.get("LYREBIRD_OPTIONS") or home() / "lyrebird.toml")
+
+
+def options() -> dict[str, Any]:
+    """The tables of the options file; none when there is no file. Raises Problem when it is no TOML."""
+    path = options_file()
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise Problem(f"{path} is no TOML: {error}", "Mend that line, or remove the file") from error

@@ -316,6 +316,7 @@ def _results(target: Path) -> dict[str, Any]:
             "message": " ".join(str(result["message"] or "").split()),
         }
         for result in found["results"]
+        if not result["unique_id"].startswith("operation.")  # the project's hooks
     }
     return {
         "invocation_id": found["metadata"]["invocation_id"],

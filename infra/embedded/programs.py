@@ -301,6 +301,12 @@ def _objects(home: Home, ports: Mapping[str, int], passwords: Mapping[str, str])
     )
 
 
+def object_server_sockets(ports: Mapping[str, int]) -> list[Path]:
+    """Sockets that the object server leaves in /tmp when it is killed; their place cannot be configured."""
+    parts = ("master", "volume", "filer", "s3")
+    return [Path(f"/tmp/seaweedfs-{part}-grpc-{ports[f'objects_{part}_grpc']}.sock") for part in parts]  # noqa: S108
+
+
 def _mlflow(home: Home, ports: Mapping[str, int], passwords: Mapping[str, str]) -> Program:
     database = f"postgresql://mlflow:{passwords['postgres_mlflow']}@127.0.0.1:{ports['postgres']}/mlflow"
     config = home.root / "run" / "mlflow-auth.ini"
@@ -426,7 +432,7 @@ def airflow_variables(home: Home) -> dict[str, str]:
 def _airflow(home: Home, ports: Mapping[str, int], passwords: Mapping[str, str]) -> list[Program]:
     digest = _configure(home.airflow / "airflow.cfg", _airflow_config(home, ports, passwords))
     _configure(home.secrets / "airflow-users.json", json.dumps({UI_USER: passwords["ui"]}) + "\n")
-    kept = ("LYREBIRD_CHECKOUT", "LYREBIRD_SOURCES")
+    kept = ("LYREBIRD_CHECKOUT", "LYREBIRD_OPTIONS")
     env = (
         airflow_variables(home)
         | {name: os.environ[name] for name in kept if name in os.environ}

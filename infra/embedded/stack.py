@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -22,6 +23,7 @@ from infra.embedded.programs import (
     airflow_variables,
     all_programs,
     check_installed,
+    object_server_sockets,
     write_roles,
 )
 from infra.embedded.supervision import Program, Supervisor, clean_environment, spec_file
@@ -256,6 +258,10 @@ def down(home: Path | str, progress: Progress = _quiet) -> None:
             supervisor.stop(users)
             supervisor.stop(list(STORES))
         supervisor.shut_down()
+        if ports := place.ports():
+            for path in object_server_sockets(ports):
+                with contextlib.suppress(OSError):  # another user's, or gone
+                    path.unlink()
 
 
 def status(home: Path | str) -> list[ServiceStatus]:
@@ -266,7 +272,7 @@ def status(home: Path | str) -> list[ServiceStatus]:
     running = [
         service
         for service in SERVICES.values()
-        if any(states.get(name, {}).get("statename") == "RUNNING" for name in service.programs)
+        if any(states.get(name, {}).get("statename") in {"RUNNING", "STARTING"} for name in service.programs)
     ]
     passwords = place.passwords() if running else {}
 
@@ -294,7 +300,8 @@ def _describe(
     home: Home, service: Service, name: str, port: int | None, state: Mapping[str, object], healthy: bool
 ) -> ServiceStatus:
     names = {"RUNNING": "running", "STARTING": "starting", "BACKOFF": "starting", "FATAL": "failed"}
-    shown = names.get(str(state.get("statename")), "stopped")
+    # supervisord calls a program starting for its first second, whatever the probe says
+    shown = "running" if healthy else names.get(str(state.get("statename")), "stopped")
     pid = int(str(state.get("pid") or 0)) or None
     cpu, rss, began = _measure(pid)
     port = port if service.programs[0] == name else None
@@ -305,7 +312,7 @@ def _describe(
         pid=pid,
         port=port,
         url=f"http://127.0.0.1:{port}" if port and service.name in (*WEB, "objects") else None,
-        healthy=shown == "running" and healthy,
+        healthy=healthy,
         cpu_seconds=round(cpu, 2),
         rss_mb=round(rss / 1e6, 1),
         uptime_s=round(time.time() - began, 1) if began else 0.0,

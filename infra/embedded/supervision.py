@@ -154,6 +154,7 @@ class Supervisor:
                 text=True,
                 timeout=30,
                 start_new_session=True,
+                umask=0o077,
             )
         except subprocess.CalledProcessError as error:
             words = (error.stderr or error.stdout).strip().splitlines()

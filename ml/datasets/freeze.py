@@ -196,7 +196,8 @@ def freeze(what: Task | str, settings: Settings, where: str = "", say: Say = qui
             "code": code(),
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        return _keep(settings, objects, Path(folder), manifest, say)
+        own = not where and name != _plain_name(mart)
+        return _keep(settings, objects, Path(folder), manifest, own, say)
 
 
 def verify(version: str, settings: Settings) -> dict[str, Any]:
@@ -298,11 +299,16 @@ def _asked(what: Task | str, where: str) -> tuple[str, str, str]:
     """Name, mart and condition of what is to be frozen."""
     if isinstance(what, str) and what.removeprefix("marts.") in LAYOUTS:
         mart = what.removeprefix("marts.")
-        return mart.removeprefix("mart_").replace("_", "-"), mart, where
+        return _plain_name(mart), mart, where
     if isinstance(what, str) and what.startswith(("mart_", "marts.")):
         raise Problem(f"{what} is no training mart", f"The training marts are {', '.join(LAYOUTS)}")
     asked = task_of(what) if isinstance(what, str) else what
     return asked.name, asked.mart, f"({asked.where}) and ({where}\n)" if where else asked.where
+
+
+def _plain_name(mart: str) -> str:
+    """What a version of a mart is called when it is of no task."""
+    return mart.removeprefix("mart_").replace("_", "-")
 
 
 @contextmanager
@@ -535,8 +541,12 @@ def _read_back(shards: Sequence[Path], layout: Layout) -> Iterator[Row]:
                 yield from map(list, zip(*(column.to_pylist() for column in batch.columns), strict=True))
 
 
-def _keep(settings: Settings, objects: Objects, folder: Path, manifest: dict[str, Any], say: Say) -> Frozen:
-    """Write the version down, unless it is there and whole. Shards come first, then the manifest, then the row."""
+def _keep(settings: Settings, objects: Objects, folder: Path, manifest: dict[str, Any], own: bool, say: Say) -> Frozen:
+    """Write the version down, unless it is there and whole. Shards come first, then the manifest, then the row.
+
+    The same rows may have been frozen as a whole mart, or with another condition: a task takes such a version over when
+    they are exactly its own (``own``), so that what is frozen for a task is found by its name.
+    """
     version, prefix = manifest["version"], f"{manifest['name']}/{manifest['version']}"
     with (
         closing(warehouse.connect(settings)) as db,
@@ -545,18 +555,24 @@ def _keep(settings: Settings, objects: Objects, folder: Path, manifest: dict[str
         known = _select(settings, "version = %s", (version,))
         before = _whole(known[0]) if known else _unrecorded(objects, prefix)
         whole = before is not None and not _damaged(objects, before)
+        renamed = False
         if before is not None:
             prefix = before["uri"].removeprefix(f"s3://{BUCKET}/")
-            manifest = before if whole else manifest | {"name": before["name"]}
+            asked = {part: manifest[part] for part in ("name", "where")}
+            kept = {part: before[part] for part in asked}
+            renamed = own and kept != asked
+            manifest = (before if whole else manifest) | (asked if own else kept)
+            manifest.pop("uri", None)
         if not whole:
             say(f"writing {len(manifest['shards'])} shards of {manifest['name']} {version}")
             for shard in manifest["shards"]:
                 objects.put(
                     BUCKET, f"{prefix}/{shard['file']}", folder / shard["file"], "application/vnd.apache.parquet"
                 )
+        if not whole or renamed:
             body = json.dumps(manifest, ensure_ascii=False, indent=1).encode()
             objects.put(BUCKET, f"{prefix}/manifest.json", body, "application/json")
-        if not known or not whole:
+        if not known or not whole or renamed:
             _record(db, manifest, f"s3://{BUCKET}/{prefix}")
     return Frozen(version, f"s3://{BUCKET}/{prefix}", not known, manifest["rows"], manifest["name"])
 
@@ -585,12 +601,12 @@ def _damaged(objects: Objects, manifest: dict[str, Any]) -> list[str]:
 
 
 def _record(db: connection, manifest: dict[str, Any], uri: str) -> None:
-    manifest = {name: value for name, value in manifest.items() if name != "uri"}
     with db, db.cursor() as sql:
         sql.execute(
             "insert into ml.dataset (version, name, mart, where_clause, rows, uri, manifest) "
             "values (%s, %s, %s, %s, %s, %s, %s) "
-            "on conflict (version) do update set manifest = excluded.manifest",
+            "on conflict (version) do update set name = excluded.name, where_clause = excluded.where_clause, "
+            "manifest = excluded.manifest",
             (
                 *(manifest["version"], manifest["name"], manifest["mart"], manifest["where"], manifest["rows"]),
                 *(uri, json.dumps(manifest, ensure_ascii=False)),

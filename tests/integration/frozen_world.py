@@ -9,8 +9,8 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 import numpy as np
-from support import Stack
 from psycopg2.extras import Json, execute_values
+from support import Stack
 
 from storage import warehouse
 from storage.media import audio

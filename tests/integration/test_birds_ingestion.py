@@ -19,7 +19,7 @@ from storage import warehouse
 from storage.errors import Problem
 from storage.media import audio
 from storage.objects import Objects
-from storage.settings import sources_file
+from storage.settings import options_file
 
 if TYPE_CHECKING:
     from support import Stack
@@ -70,9 +70,9 @@ def configured(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         song(root / "clips" / f"{number:02d}.wav", number)
     labels = "".join(f"{number:02d}.wav,Tyto alba\n" for number in range(50)) + "missing.wav,Tyto alba\n"
     (root / "clips.csv").write_text(f"file,scientific_name\n{labels}")
-    sources_file().write_text(f"[aviary]\nrecordings = 8\n[audio_folder]\nlocation = '{root}'\n")
+    options_file().write_text(f"[sources.aviary]\nrecordings = 8\n[sources.audio_folder]\nlocation = '{root}'\n")
     yield root
-    sources_file().unlink()
+    options_file().unlink()
     settings = stack.settings("admin")  # other modules of the session find the stores as they were
     with closing(warehouse.connect(settings)) as db, db, db.cursor() as sql:
         for source in SOURCES:

@@ -180,6 +180,22 @@ def test_a_whole_mart_can_be_frozen(stack: Stack) -> None:
     assert (frozen.rows, frozen.name) == (60, "translation-training-pairs")
 
 
+def test_a_task_takes_over_a_version_of_exactly_its_rows(stack: Stack) -> None:
+    settings = stack.settings("trainer")
+    world.publish(stack, "mart_music_training_pieces", world.pieces(60))
+    mart = freeze.freeze("mart_music_training_pieces", settings)
+    with pytest.raises(Problem, match="nothing is frozen for music-chorales"):
+        freeze.newest("music-chorales", settings)
+    narrowed = freeze.freeze("music-chorales", settings, "n_frames > 0")
+    assert (narrowed.version, narrowed.new, narrowed.name) == (mart.version, False, "music-training-pieces")
+    own = freeze.freeze("music-chorales", settings)
+    assert (own.version, own.new, own.name, own.uri) == (mart.version, False, "music-chorales", mart.uri)
+    assert freeze.newest("music-chorales", settings)["version"] == mart.version
+    assert world.manifest_in_store(stack, own.uri)["name"] == "music-chorales"
+    assert freeze.freeze("mart_music_training_pieces", settings).name == "music-chorales"
+    assert freeze.verify(mart.version, settings)["intact"]
+
+
 @pytest.mark.parametrize(
     ("what", "where", "words"),
     [

@@ -23,13 +23,13 @@ def settings(stack: Any) -> Settings:
 
 @pytest.fixture
 def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Set options of sources as a person does, in sources.toml."""
-    file = tmp_path / "sources.toml"
-    monkeypatch.setattr(pipeline, "sources_file", lambda: file)
+    """Set options of sources as a person does, in lyrebird.toml."""
+    file = tmp_path / "lyrebird.toml"
+    monkeypatch.setenv("LYREBIRD_OPTIONS", str(file))
 
     def write(source: str, **values: Any) -> None:
         lines = (f"{name} = {json.dumps(value)}" for name, value in values.items())
-        file.write_text("\n".join([f"[{source}]", *lines]))
+        file.write_text("\n".join([f"[sources.{source}]", *lines]))
 
     return write
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import frozen_world as world
 import pytest
-from support import Stack
 from pydantic import SecretStr
 from safetensors.torch import load_file, save_file
+from support import Stack
 
 from ml import predict, registry
 from ml.birds.evaluate import metrics

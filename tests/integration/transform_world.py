@@ -56,7 +56,7 @@ RAW = {
         "package text, package_version text, language text, context text, source_text text, target_text text, "
         "form int, path text, licence text"
     ),
-    "parallel_files_lines": "corpus text, split text, language text, line bigint, text text",
+    "parallel_files_lines": "corpus text, split text, part text, language text, line bigint, text text",
 }
 KEYS = {
     "aviary_recordings": ("id",),
@@ -68,8 +68,8 @@ KEYS = {
     "notes_pieces": ("piece_id",),
     "notes": ("piece_id", "note"),
     "piano_roll_files_pieces": ("piece_id",),
-    "gettext_catalogues_messages": ("package", "language", "context", "source_text", "form"),
-    "parallel_files_lines": ("corpus", "split", "language", "line"),
+    "gettext_catalogues_messages": ("path", "context", "source_text", "form"),
+    "parallel_files_lines": ("corpus", "part", "language", "line"),
 }
 SOURCES = (
     "aviary",
@@ -326,8 +326,11 @@ def message(number: int, language: str = "ru", **changes: Any) -> dict[str, Any]
     } | changes  # fmt: skip
 
 
-def line(number: int, language: str, text: str, split: str = "train") -> dict[str, Any]:
-    return {"corpus": "multi30k", "split": split, "language": language, "line": number, "text": text}
+def line(number: int, language: str, text: str, part: str = "train") -> dict[str, Any]:
+    split = "valid" if part == "val" else part
+    return {
+        "corpus": "multi30k", "split": split, "part": part, "language": language, "line": number, "text": text
+    }  # fmt: skip
 
 
 def fill(world: World) -> None:

@@ -4,7 +4,7 @@ with lines as (
 
 select
     corpus,
-    split as part,
+    part,
     {{ split_name('split') }} as published_split,
     language,
     line::integer as line,
