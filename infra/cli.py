@@ -129,14 +129,11 @@ def password() -> None:
 
 
 @app.command()
-def env(role: Annotated[str, typer.Option(help="loader, transformer, trainer or analyst.")] = "transformer") -> None:
+def env(role: Annotated[Role, typer.Option(help="Whose credentials.")] = "transformer") -> None:
     """Print the environment of a role as shell exports: eval "$(lyrebird env)" lets dbt, airflow and psql work."""
     import shlex
 
     from infra.embedded import stack
-
-    if role not in ("loader", "transformer", "trainer", "analyst"):
-        raise Problem(f"there is no role {role}", "The roles: loader, transformer, trainer, analyst")
     from storage.settings import environment_of
 
     values = environment_of(role)

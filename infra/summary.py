@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from infra.using import ISO_639
 from storage import warehouse
 from storage.objects import Objects
 from storage.settings import for_role, home
@@ -54,7 +55,8 @@ def tell(say: Say, seconds: float) -> None:
     ):
         say(f"  {what:<10} {url}")
     say("Query the marts as the analyst:")
-    say(f"  {_psql()}")
+    say('  eval "$(.venv/bin/lyrebird env --role analyst)" && psql -c "select * from marts.agg_species_minutes"')
+    say("  or, where no psql is installed: .venv/bin/lyrebird sql")
     say("Try next:")
     for line in suggestions():
         say(f"  {line}")
@@ -76,11 +78,6 @@ def suggestions() -> list[str]:
         _, source, target = text.split("-")
         lines.append(f'lyrebird translate --from {source} --to {target} "{_sentence(text)}"')
     return [f".venv/bin/{line}" for line in lines]
-
-
-def _psql() -> str:
-    """The analyst's psql: its password comes out of a file of the installation, not off the command line."""
-    return "eval \"$(.venv/bin/lyrebird env --role analyst)\" && .venv/bin/lyrebird sql 'select * from agg_species_minutes limit 5'"
 
 
 def _recording(model: str) -> Path:
@@ -109,8 +106,10 @@ def _recording(model: str) -> Path:
 def _sentence(model: str) -> str:
     """A sentence of the test split that the model was not trained on."""
     rows = _query(
-        "select source_text from marts.mart_translation_training_pairs where split = 'test' "
-        "and source_text !~ '[\"%%{}$`\\\\]' and length(source_text) between 15 and 60 order by md5(pair_id) limit 1"
+        "select m.source_text from marts.mart_translation_training_pairs as m where m.split = 'test' "
+        "and m.target_language = %s and m.source_text !~ '[\"%%{}$`\\\\]' "
+        "and length(m.source_text) between 15 and 60 order by md5(m.pair_id) limit 1",
+        (ISO_639[model.split("-")[2]],),
     )
     return rows[0][0] if rows else "Delete the selected file"
 

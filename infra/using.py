@@ -131,7 +131,9 @@ def translate(
     if attention is not None:
         from ml.translation.train import draw_attention
 
-        attention.write_bytes(draw_attention(model, lines[0], to))
+        figure, words = draw_attention(model, lines[0], to)
+        figure.savefig(attention, format="png", bbox_inches="tight")
+        say(words)
     if as_json:
         rows = [{"source": a, "target": b, "model": full} for a, b in zip(lines, found, strict=True)]
         body = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -8,7 +8,7 @@ The run folder then holds all that is needed to translate, and what a person wan
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from torch import Tensor, nn
@@ -26,6 +26,9 @@ from ml.translation.model import PRESETS, ModelConfig, Translation, build
 from ml.translation.subwords import PAD, Subwords
 from ml.translation.translate import Translator
 from storage.errors import Problem
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class TranslationTask:
@@ -136,8 +139,8 @@ def _sections(translator: Translator, scored: Scored, shown: int = 10) -> list[t
     ]
 
 
-def attention_figure(translator: Translator, source: str, to: str) -> str:
-    """The attention matrix of one sentence as HTML: source across, translation down, the darker the more."""
+def draw_attention(translator: Translator, source: str, to: str | None = None) -> tuple["Figure", str]:
+    """The attention matrix of one sentence, source across and translation down, and what it shows in words."""
     across, down, matrix = translator.attention(source, to=to)
     fig, ax = report.axes(max(4.0, 0.45 * len(across)), max(3.0, 0.4 * len(down)))
     ax.imshow(matrix, cmap="Greys", vmin=0, vmax=1, aspect="auto")
@@ -146,7 +149,13 @@ def attention_figure(translator: Translator, source: str, to: str) -> str:
     ax.set_xlabel("source")
     ax.set_ylabel("translation")
     peaks = ", ".join(f"{down[t]} at {across[int(matrix[t].argmax())]}" for t in range(len(down)))
-    return report.figure(fig, f"Attention from translation to source. Each piece looks most: {peaks}", "▁ is a space")
+    return fig, f"Attention from translation to source. Each piece looks most: {peaks}"
+
+
+def attention_figure(translator: Translator, source: str, to: str) -> str:
+    """The attention matrix of one sentence as HTML."""
+    fig, words = draw_attention(translator, source, to)
+    return report.figure(fig, words, "▁ is a space")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
