@@ -28,10 +28,10 @@ status: install ## How each server is doing
 	@$(BIN)/lyrebird status
 
 test: install ## All tests but the long ones, against real servers in a temporary folder
-	@$(BIN)/python -m pytest -m "not long"
+	@$(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile
 
 test-long: install ## All tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 unit: install ## The fast tests, without servers, in under a minute
 	@$(BIN)/python -m pytest tests/unit -n 2
@@ -46,7 +46,7 @@ format: install ## Let ruff and sqlfluff put the code into shape
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format . ; $(BIN)/sqlfluff fix dbt_project
 
 bench: install ## Measure against peers (AREA=…); writes docs/benchmarks
-	@$(BIN)/python -m pytest tests/benchmarks --benchmark-area "$(AREA)"
+	@cd tests && ../$(BIN)/python -m benchmarks $(AREA)
 
 docs: install ## dbt docs, data dictionary and diagrams, from the running stack
 	@$(BIN)/lyrebird docs

@@ -102,7 +102,6 @@ def status(as_json: Json = False) -> None:
     services = stack.status(home())
     show([asdict(s) for s in services], as_json)
     if not as_json:
-        from rich.console import Console
         from rich.table import Table
 
         table = Table("service", "state", "address", "memory", "cpu", "up for", box=None)
@@ -114,7 +113,7 @@ def status(as_json: Json = False) -> None:
             else:
                 used = ("", "", "")
             table.add_row(one.name, state, address, *used)
-        Console().print(table)
+        _print(table)
         print(f"State and logs: {home()}. Web pages: user lyrebird, password: lyrebird password")
     if any(one.state == "failed" for one in services):
         raise typer.Exit(1)
@@ -279,13 +278,19 @@ def _table(statement: str, values: tuple[Any, ...], as_json: bool) -> None:
     if as_json:
         show([dict(zip(names, row, strict=True)) for row in rows], True)
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(*names, box=None)
     for row in rows:
         table.add_row(*("" if value is None else str(value) for value in row))
-    Console().print(table if rows else "none")
+    _print(table if rows else "none")
+
+
+def _print(what: Any) -> None:
+    """Print with rich: as wide as the terminal, or wide enough for a file or a pipe."""
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 200).print(what)
 
 
 # ---------------------------------------------------------------- warehouse

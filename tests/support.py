@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 from infra.embedded import stack as embedded
+from infra.embedded.home import random_free
 from storage.settings import Role, Settings, for_role
 
 STORES = ("postgres", "cache", "stream", "documents", "objects")
@@ -26,3 +34,26 @@ class Stack:
 
     def settings(self, role: Role) -> Settings:
         return for_role(role)
+
+
+@contextmanager
+def temporary_stack() -> Iterator[Stack]:
+    """The stores, empty and migrated, in a temporary folder on free ports; ended afterwards."""
+    home = Path(tempfile.mkdtemp(prefix="lyre-"))  # short: a socket's path may have 100 characters
+    home.chmod(0o755)
+    taken: set[int] = set()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("LYREBIRD_")]:
+            patch.delenv(name)
+        for name in ("POSTGRES", "CACHE", "STREAM", "DOCUMENTS", "OBJECTS", "MLFLOW", "AIRFLOW", "PAGES"):
+            port = random_free(avoid=taken)
+            taken.add(port)
+            patch.setenv(f"LYREBIRD_PORT_{name}", str(port))
+        patch.setenv("LYREBIRD_HOME", str(home))
+        running = Stack(home)
+        try:
+            running.need(*STORES)
+            yield running
+        finally:
+            embedded.down(home)
+            shutil.rmtree(home, ignore_errors=True)

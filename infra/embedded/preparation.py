@@ -360,15 +360,19 @@ def _prune_logs(home: Home) -> None:
 
 
 def settle_airflow(ports: Mapping[str, int], passwords: Mapping[str, str]) -> None:
-    """Make the pools: one training at a time, one transformation at a time."""
+    """Make the pools that bound what runs side by side.
+
+    One training a GPU. Without a GPU the presets use one thread, so two cores take two trainings.
+    """
     base = f"http://127.0.0.1:{ports['airflow']}"
     token = probes.airflow_token(ports, passwords)
+    side_by_side = min(2, os.cpu_count() or 1)
     pools = {
-        "gpu": "training: one at a time",
-        "transform": "dbt and the audits: one at a time",
+        "gpu": ("training", 1 if shutil.which("nvidia-smi") else side_by_side),
+        "transform": ("dbt and the audits; one run a domain", side_by_side),
     }
     known = {pool["name"] for pool in json.loads(probes.request(f"{base}/api/v2/pools", token=token))["pools"]}
-    for name, description in pools.items():
+    for name, (description, slots) in pools.items():
         if name not in known:
-            body = {"name": name, "slots": 1, "description": description, "include_deferred": False}
+            body = {"name": name, "slots": slots, "description": description, "include_deferred": False}
             probes.request(f"{base}/api/v2/pools", token=token, body=body)
