@@ -15,13 +15,14 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, cast
 from urllib.parse import quote, unquote, urlsplit
 
+from ingestion.journal import digest
 from storage.errors import Problem
 
 if TYPE_CHECKING:
@@ -29,6 +30,16 @@ if TYPE_CHECKING:
 
 _MOST_ENTRIES = 1_000_000  # a web server that makes up links must come to an end
 _TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A file that is new (or changed, when ``again``), as a local copy, with the cursor to go on from after it."""
+
+    name: str
+    path: Path
+    cursor: dict[str, Any]
+    again: bool
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,29 @@ class Location:
         with self._told():
             found = [entry for entry in self._root.walk() if wanted(entry.name)]
         return sorted(found, key=lambda entry: entry.name)
+
+    def changed(self, pattern: str, seen: Mapping[str, str], keep: Callable[[str], bool]) -> Iterator[Changed]:
+        """Files that match the pattern, pass ``keep`` and are new or changed since ``seen`` (file -> mark).
+
+        A file right at the root is named with the root's own name before it, so that ``multi30k/`` and the folder
+        above it give the same names. Raises Problem when there is no such file at all.
+        """
+        marks, found = dict(seen), False
+        for entry in self.list(pattern):
+            name = entry.name if "/" in entry.name or not self.name else f"{self.name}/{entry.name}"
+            if not keep(name):
+                continue
+            found = True
+            if entry.etag and marks.get(name) == entry.etag:
+                continue
+            path = self.fetch(entry.name)
+            mark = entry.etag or digest(path)[0]
+            before = marks.get(name)
+            if before != mark:
+                marks[name] = mark
+                yield Changed(name, path, {"files": dict(marks)}, before is not None)
+        if not found:
+            raise Problem(f"{self.url} holds none of the files that are looked for", f"They are named {pattern}")
 
     def open(self, name: str) -> BinaryIO:
         """A file as a stream of bytes, to be closed by the caller."""

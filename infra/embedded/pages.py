@@ -144,7 +144,9 @@ def main() -> None:
         config=Config(connect_timeout=5, read_timeout=30, s3={"addressing_style": "path"}, proxies={}),
     )
     app = application(client, env["PAGES_USER"], env["PAGES_PASSWORD"])
-    uvicorn.run(app, host="127.0.0.1", port=int(env["PAGES_PORT"]), log_level="warning", server_header=False)
+    # loopback, unless a container says otherwise: there the loopback is reached by nobody
+    host = env.get("PAGES_HOST", "127.0.0.1")
+    uvicorn.run(app, host=host, port=int(env["PAGES_PORT"]), log_level="warning", server_header=False)
 
 
 if __name__ == "__main__":

@@ -21,12 +21,11 @@ from typing import Any
 
 import psutil
 
+from infra.access import BUCKETS, UI_USER
 from infra.embedded import probes
 from infra.embedded.home import Home, Progress, random_free, write_private
 from infra.embedded.programs import (
-    BUCKETS,
     DATABASE_USER,
-    UI_USER,
     airflow_variables,
     documents_argv,
     postgres_program,
@@ -301,11 +300,14 @@ def settle_objects(ports: Mapping[str, int], passwords: Mapping[str, str]) -> No
 
 
 def settle_mlflow(ports: Mapping[str, int], passwords: Mapping[str, str]) -> None:
-    """Make the trainer's user; what it registers is its own, and the administrator sees all."""
-    base, secret = f"http://127.0.0.1:{ports['mlflow']}", passwords["mlflow_trainer"]
-    body = {"username": "trainer", "password": secret}
+    make_trainer(f"http://127.0.0.1:{ports['mlflow']}", passwords["ui"], passwords["mlflow_trainer"])
+
+
+def make_trainer(base: str, admin_password: str, password: str) -> None:
+    """Make the trainer's user in MLflow; what it registers is its own, and the administrator sees all."""
+    body = {"username": "trainer", "password": password}
     try:
-        probes.request(f"{base}/api/2.0/mlflow/users/create", UI_USER, passwords["ui"], body=body)
+        probes.request(f"{base}/api/2.0/mlflow/users/create", UI_USER, admin_password, body=body)
     except urllib.error.HTTPError as error:
         if "RESOURCE_ALREADY_EXISTS" not in error.read().decode(errors="replace"):
             raise

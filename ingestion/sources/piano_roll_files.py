@@ -15,11 +15,9 @@ from typing import Any
 import pyarrow as pa
 
 from ingestion.contract import Bad, BadPage, Context, Gone, Landed, Page, Record, Resource, Source, describe
-from ingestion.journal import digest
 from ingestion.locations import Location
 from storage.media import frames
 
-PATTERN = "jsb_chorales/*.json"
 MAX_BYTES = 64 << 20
 SPLITS = {
     "train": "train",
@@ -36,20 +34,10 @@ def fetch(context: Context) -> Iterator[Page | Gone]:
     if not context.config["location"]:
         return
     location = Location(str(context.config["location"]), context.settings)
-    seen: dict[str, str] = dict(context.cursor.get("files", {}))
-    for entry in sorted(location.list(PATTERN), key=lambda entry: entry.name):
-        if entry.etag and seen.get(entry.name) == entry.etag:
-            continue
-        path = location.fetch(entry.name)
-        mark = entry.etag or digest(path)[0]
-        again = entry.name in seen
-        if seen.get(entry.name) == mark:
-            continue
-        seen[entry.name] = mark
-        cursor = {"files": dict(seen)}
-        if again and path.stat().st_size <= MAX_BYTES:
-            yield from _dropped(context, entry.name, path.read_bytes(), cursor)
-        yield Page(entry.name, path, cursor, "application/json")
+    for file in location.changed("**/*.json", context.cursor.get("files", {}), lambda name: True):
+        if file.again and file.path.stat().st_size <= MAX_BYTES:
+            yield from _dropped(context, file.name, file.path.read_bytes(), file.cursor)
+        yield Page(file.name, file.path, file.cursor, "application/json")
 
 
 def parse(landed: Landed) -> Iterator[Record | Bad]:
@@ -135,7 +123,7 @@ SOURCE = Source(
     licence="as the files' publisher says; the JSB chorales are a research data set of music in the public domain",
     cadence="15 4 * * *",
     url="https://github.com/czhuang/JSB-Chorales-dataset",
-    config={"location": ("", f"folder, HTTP(S) URL or S3 prefix that holds {PATTERN}; empty = none")},
+    config={"location": ("", "folder, HTTP(S) URL or S3 prefix of JSON files; empty = none")},
     resources=(
         Resource(
             name="pieces",

@@ -40,17 +40,23 @@ sys.addaudithook(lambda event, args: touched.append(str(args)) if event in ("soc
 def names(assets):
     return sorted(asset.name for asset in assets)
 
+def listed(value):
+    return value if isinstance(value, (list, tuple)) else [value] if value else []
+
+def leaves(condition):
+    return [condition] if hasattr(condition, "uri") else [leaf for one in condition.objects for leaf in leaves(one)]
+
 def describe(dag):
     condition = getattr(dag.timetable, "asset_condition", None)
     return {
         "doc_md": dag.doc_md, "description": dag.description, "tags": sorted(dag.tags), "catchup": dag.catchup,
         "max_active_runs": dag.max_active_runs, "cron": getattr(dag.timetable, "expression", None),
-        "waits_for": names(asset for _, asset in condition.iter_assets()) if condition else [],
+        "waits_for": names(leaves(condition)) if condition else [],
         "any_of": type(condition).__name__ in ("Asset", "AssetAny"),
         "tasks": {
             task.task_id: {
                 "retries": task.retries, "timeout": task.execution_timeout and task.execution_timeout.total_seconds(),
-                "callbacks": [one.__name__ for one in task.on_failure_callback], "queue": task.queue,
+                "callbacks": [one.__name__ for one in listed(task.on_failure_callback)], "queue": task.queue,
                 "pool": task.pool, "announces": names(task.outlets), "before": sorted(task.upstream_task_ids),
                 "owner": task.owner,
             }
@@ -252,7 +258,7 @@ def test_the_probe_sees_what_it_looks_for(tmp_path: Path) -> None:
     head = "from airflow.sdk import DAG, task\n"
     (folder / "broken.py").write_text(head + "import no_such_module\n")
     (folder / "heavy.py").write_text(head + "import pandas\nimport socket\ntry:\n    socket.create_connection(('127.0.0.1', 1))\nexcept OSError:\n    pass\n")  # fmt: skip
-    (folder / "slow.py").write_text(head + "import time\nwhile time.process_time() < 9: pass\n")
+    (folder / "slow.py").write_text(head + "import time\nwhile time.process_time() < 1.5: pass\n")
     (folder / "cycle.py").write_text(
         head + "with DAG('cycle') as dag:\n"
         "    @task(pool='nowhere')\n    def one(): pass\n    @task\n    def two(): pass\n"

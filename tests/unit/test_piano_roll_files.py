@@ -94,7 +94,8 @@ def test_only_new_and_changed_files_are_fetched(tmp_path: Path) -> None:
 
 def test_no_location_is_no_page_and_a_wrong_one_a_problem(tmp_path: Path) -> None:
     assert fetch("") == []
-    assert fetch(tmp_path) == []
+    with pytest.raises(Problem, match="holds none of the files"):
+        fetch(tmp_path)
     with pytest.raises(Problem, match="there is no"):
         fetch(tmp_path / "missing")
 
