@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mimetypes
+import re
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -83,7 +85,7 @@ def suggestions() -> list[str]:
 def _recording(model: str) -> Path:
     """A recording of the test split, as it landed, in the folder of examples."""
     rows = _query(
-        "select l.key, l.name from marts.mart_birds_training_clips as m "
+        "select l.key, c.recording_key, l.content_type from marts.mart_birds_training_clips as m "
         "join raw.clips as c on c.clip_id = m.clip_id "
         "join ops.landing as l on l.key = c.audio_key "
         "where m.label_set = %s order by (m.split = 'test') desc, cardinality(m.species) desc, m.clip_id limit 1",
@@ -91,8 +93,9 @@ def _recording(model: str) -> Path:
     )
     if not rows:
         return Path("recording.wav")
-    key, name = rows[0]
-    path = home() / "examples" / Path(str(name)).name
+    key, recording, content_type = rows[0]
+    suffix = mimetypes.guess_extension(content_type) or ".audio"
+    path = home() / "examples" / (re.sub(r"[^A-Za-z0-9.-]+", "-", str(recording)) + suffix)
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         bucket, key = key.split("/", 1)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 
 from ingestion.contract import Source
 from storage.errors import Problem
@@ -54,7 +55,7 @@ def page() -> str:
         parts.append("\n".join(lines))
         if one.config:
             lines = ["| option | default | what it means |", "|---|---|---|"]
-            lines += [f"| `{name}` | `{value!r}` | {text} |" for name, (value, text) in one.config.items()]
+            lines += [f"| `{name}` | `{json.dumps(value)}` | {text} |" for name, (value, text) in one.config.items()]
             parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
 
@@ -66,8 +67,8 @@ Every source of the catalogue, as the code describes it. This page is generated:
 
 * **Store:** `rows` go to PostgreSQL; `documents` to MongoDB, and from there to PostgreSQL as JSON; `objects` are files,
   which stay in landing, with a row about each.
-* **Mode:** in `append`, records never change; in `merge`, the latest version of a key counts; in `replace`, each load is
-  the whole, and a key that is not in it is deleted. Raw keeps every version in every mode.
+* **Mode:** in `append`, records never change; in `merge`, the latest version of a key counts; in `replace`, each load
+  is the whole, and a key that is not in it is deleted. Raw keeps every version in every mode.
 * **Options** are set in `.lyrebird/lyrebird.toml`, in a table `[sources.<name>]`."""
 
 if __name__ == "__main__":

@@ -98,7 +98,8 @@ class Segment:
         self.pages = self.bytes = 0
         self.cursor: Cursor | None = None
         self._uploads = Uploads(objects)
-        self._entries: IO[str] = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - closed in seal
+        # half of a UTF-16 pair, which no UTF-8 text can hold, becomes a question mark; closed in seal and drop
+        self._entries: IO[str] = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
 
     def add(self, item: Page | Gone) -> None:
         """Land a page and note it."""
@@ -136,7 +137,7 @@ class Segment:
                 "sealed_at": datetime.now(UTC).isoformat(),
                 "cursor": self.cursor,
             }
-            body.write(json.dumps(header, ensure_ascii=False).encode() + b"\n")
+            body.write(json.dumps(header, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
             entries.seek(0)
             for line in entries:
                 body.write(line.encode())
@@ -150,8 +151,12 @@ class Segment:
 
 
 def read_segment(objects: Objects, source: str, load: int) -> tuple[Header, Iterator[Landed]]:
-    """A sealed segment: its header, and its entries one after another."""
-    lines = (line for line in objects.open(BUCKET, segment_key(source, load)).iter_lines())  # type: ignore[attr-defined]
+    """A sealed segment: its header, and its entries one after another.
+
+    The whole segment is fetched to a temporary file first: a load may take hours, and no server keeps a stream open
+    for somebody who reads so slowly.
+    """
+    lines = _fetched(objects, segment_key(source, load))
     head = json.loads(next(lines))
     interval = head["interval"]
     header = Header(
@@ -183,6 +188,15 @@ def read_segment(objects: Objects, source: str, load: int) -> tuple[Header, Iter
             )
 
     return header, entries()
+
+
+def _fetched(objects: Objects, key: str) -> Iterator[str]:
+    """Lines of an object in landing."""
+    with tempfile.TemporaryDirectory(prefix="lyrebird-") as folder:
+        path = Path(folder) / "segment"
+        objects.download(BUCKET, key, path)
+        with path.open(encoding="utf-8", newline="\n") as file:
+            yield from file
 
 
 def write_verdict(objects: Objects, source: str, load: int, state: str, reason: str) -> None:

@@ -120,11 +120,11 @@ def _read(
 
     def quarantine(page: Landed, payload: object, reason: str) -> None:
         counts.quarantined += 1
-        text = payload if isinstance(payload, str) else json.dumps(payload, ensure_ascii=False, default=repr)
+        text, reason = _storable(_shown(payload)[:PAYLOAD]), _storable(reason[:1000])
         sql.execute(
             "insert into ops.quarantine (source, load, resource, position, payload, reason, landing) "
             "select %s, %s, %s, %s, %s, %s, %s",
-            (source.name, load, resource.name, position, text[:PAYLOAD].replace("\x00", "␀"), reason[:1000], page.key),
+            (source.name, load, resource.name, position, text, reason, page.key),
         )
 
     for page in entries:
@@ -145,9 +145,9 @@ def _read(
                     resource.name,
                     page.key,
                     page.sha256,
-                    page.name.replace("\x00", "␀"),
+                    _storable(page.name),
                 ),
-                *(page.size, page.content_type, page.fetched_at, json.dumps(dict(page.meta))),
+                *(page.size, page.content_type, page.fetched_at, _jsonb(dict(page.meta))),
             ),
         )
         try:
@@ -164,7 +164,7 @@ def _read(
                     quarantine(page, record, reason)
                     continue
                 counts.rows += 1
-                key = rows.key_text(tuple(record[name] for name in resource.key))
+                key = rows.key_text(tuple(map(record.get, resource.key)))
                 meta = (position, key, rows.hash_text(record), False, page.key, page.fetched_at)
                 yield _Line(meta, record)
         except BadPage as error:
@@ -272,8 +272,27 @@ def _record(db: connection, header: Header, counts: Counts, verdict: dict[str, A
             on conflict (source, resource, lane)
             do update set cursor = excluded.cursor, load = excluded.load, updated_at = now()
             """,
-            (header.source, header.resource, header.lane, json.dumps(header.cursor), header.load),
+            (header.source, header.resource, header.lane, _jsonb(header.cursor), header.load),
         )
+
+
+def _shown(payload: object) -> str:
+    if isinstance(payload, str):
+        return payload
+    try:
+        return json.dumps(payload, ensure_ascii=False, default=repr)
+    except (TypeError, ValueError, RecursionError):
+        return f"a {type(payload).__name__} that cannot be shown"
+
+
+def _storable(text: str) -> str:
+    """Text as PostgreSQL can hold it: another sign for NUL, and one for half of a UTF-16 pair."""
+    return text.replace("\x00", "␀").encode("utf-8", "replace").decode()
+
+
+def _jsonb(value: Any) -> str:
+    """JSON as PostgreSQL's jsonb can hold it."""
+    return json.dumps(value).replace("\\u0000", "\\u2400")
 
 
 def _batches(lines: Iterator[_Line], size: int) -> Iterator[list[_Line]]:

@@ -73,6 +73,12 @@ class Location:
         wanted = _matcher(pattern)
         with self._told():
             found = [entry for entry in self._root.walk() if wanted(entry.name)]
+        for entry in found:
+            try:
+                entry.name.encode()
+            except UnicodeEncodeError:  # a folder made elsewhere, in another encoding
+                shown = entry.name.encode("utf-8", "replace").decode()
+                raise Problem(f"the name of {shown} in {self.url} is no valid UTF-8", "Rename that file") from None
         return sorted(found, key=lambda entry: entry.name)
 
     def changed(self, pattern: str, seen: Mapping[str, str], keep: Callable[[str], bool]) -> Iterator[Changed]:

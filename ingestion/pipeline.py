@@ -7,6 +7,8 @@ Everything that sources must not care about lives here, once.
 
 from __future__ import annotations
 
+import errno
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -223,12 +225,25 @@ def _fetch(
 @contextmanager
 def _loader(source: Source, settings: Settings) -> Iterator[Stores]:
     """The stores, with the lock that makes this process the source's only loader."""
-    with (
-        closing(warehouse.connect(settings, application=f"load {source.name}")) as lock,
-        closing(warehouse.connect(settings, application=f"load {source.name}")) as db,
-        warehouse.advisory_lock(lock, f"ingest:{source.name}"),
-    ):
-        yield Stores(db, Objects(settings), cache(partial(Documents, settings)))
+    try:
+        with (
+            closing(warehouse.connect(settings, application=f"load {source.name}")) as lock,
+            closing(warehouse.connect(settings, application=f"load {source.name}")) as db,
+            warehouse.advisory_lock(lock, f"ingest:{source.name}"),
+        ):
+            yield Stores(db, Objects(settings), cache(partial(Documents, settings)))
+    except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise Problem(
+            f"PostgreSQL failed while {source.name} was at work: {reason}",
+            "Nothing is half done: run it again when `lyrebird status` shows it running",
+        ) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise Problem(
+            f"the disk is full: {error.filename or tempfile.gettempdir()}", "Free some space and run it again"
+        ) from error
 
 
 class _Attempt:

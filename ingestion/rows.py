@@ -26,6 +26,9 @@ META = {
 }
 NAME = re.compile(r"[a-z][a-z0-9_]{0,50}\Z")
 INT64 = 2**63
+LONGEST_KEY = 2_000  # bytes: PostgreSQL's index on _key holds no more than 2,704
+DEEPEST = 100  # levels that the document store nests
+LARGEST_DOCUMENT = 16_000_000  # bytes as BSON; the limit is 16 MiB, and a version has other fields too
 
 
 def data_columns(resource: Resource) -> dict[str, str]:
@@ -82,8 +85,11 @@ def check(resource: Resource, record: Mapping[str, Any]) -> str:
     if resource.store != "documents":
         unknown = record.keys() - set(resource.schema.names)
         if unknown:
-            return f"unknown field {sorted(unknown)[0]}"
-    return _unstorable(record)
+            return f"unknown field {min(map(str, unknown))}"
+    reason = _unstorable(record)
+    if not reason and len(key_text(tuple(map(record.get, resource.key))).encode()) > LONGEST_KEY:
+        reason = f"its key is longer than {LONGEST_KEY:,} bytes"
+    return reason or (_unfit(record) if resource.store == "documents" else "")
 
 
 def _check_value(kind: pa.DataType, value: Any) -> str:
@@ -94,28 +100,54 @@ def _check_value(kind: pa.DataType, value: Any) -> str:
             return f"is no integer: {value!r:.40}"
         return "" if -INT64 <= value < INT64 else "does not fit 64 bits"
     if pa.types.is_floating(kind):
-        ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        return "" if ok else f"is no finite number: {value!r:.40}"
+        if isinstance(value, int) and not isinstance(value, bool):
+            return "" if -INT64 <= value < INT64 else "does not fit 64 bits"
+        return "" if isinstance(value, float) and math.isfinite(value) else f"is no finite number: {value!r:.40}"
     if pa.types.is_timestamp(kind):
         return "" if isinstance(value, datetime) and value.tzinfo else f"is no time with a zone: {value!r:.40}"
     if pa.types.is_date(kind):
         return "" if isinstance(value, date) else f"is no date: {value!r:.40}"
     if pa.types.is_string(kind):
         return "" if isinstance(value, str) else f"is no text: {value!r:.40}"
+    if pa.types.is_list(kind):
+        if not isinstance(value, (list, tuple)):
+            return f"is no list: {value!r:.40}"
+        items = (item for item in value if item is not None)
+        return next((f"holds what {why}" for item in items if (why := _check_value(kind.value_type, item))), "")
     return ""
 
 
-def _unstorable(value: Any) -> str:
-    """What neither PostgreSQL's text nor BSON can hold."""
+def _unstorable(value: Any, depth: int = 0) -> str:
+    """What PostgreSQL's text or JSON or BSON cannot hold."""
     if isinstance(value, str):
-        return "contains the character NUL" if "\x00" in value else ""
+        if "\x00" in value:
+            return "contains the character NUL"
+        return "" if value.isascii() or not _SURROGATE.search(value) else "contains half of a UTF-16 pair"
     if isinstance(value, int):
         return "" if -INT64 <= value < INT64 else "contains a number past 64 bits"
+    if isinstance(value, float):
+        return "" if math.isfinite(value) else "contains a number that is not finite"
+    if depth > DEEPEST:
+        return f"is nested deeper than {DEEPEST} levels"
     if isinstance(value, Mapping):
+        if not all(isinstance(name, str) for name in value):
+            return "contains a field whose name is no text"
         value = [*value.keys(), *value.values()]
     if isinstance(value, (list, tuple)):
-        return next((reason for item in value if (reason := _unstorable(item))), "")
+        return next((reason for item in value if (reason := _unstorable(item, depth + 1))), "")
     return ""
+
+
+def _unfit(record: Mapping[str, Any]) -> str:
+    """Why the document store would refuse a document: a value it has no type for, or its size."""
+    from bson import encode
+    from bson.errors import InvalidDocument
+
+    try:
+        size = len(encode(record))
+    except InvalidDocument as error:
+        return f"is no document: {error}"
+    return "" if size <= LARGEST_DOCUMENT else f"has {size:,} bytes, more than {LARGEST_DOCUMENT:,}"
 
 
 def key_text(values: tuple[Any, ...]) -> str:
@@ -131,6 +163,7 @@ def hash_text(record: Mapping[str, Any]) -> str:
     return hashlib.md5(text.encode("utf-8", "surrogatepass"), usedforsecurity=False).hexdigest()
 
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import mimetypes
+import shutil
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
@@ -72,7 +74,7 @@ class Objects:
 
     def get(self, bucket: str, key: str) -> bytes:
         """The whole object. Raises Problem when it is not there."""
-        with self.open(bucket, key) as body:
+        with closing(self.open(bucket, key)) as body, self._reading(bucket, key):
             return body.read()
 
     def open(self, bucket: str, key: str) -> BinaryIO:
@@ -84,9 +86,20 @@ class Objects:
 
     def download(self, bucket: str, key: str, path: Path) -> None:
         """Write the object to a file, in bounded memory."""
-        with self.open(bucket, key) as body, path.open("wb") as file:
-            while block := body.read(1 << 20):
-                file.write(block)
+        with closing(self.open(bucket, key)) as body, path.open("wb") as file, self._reading(bucket, key):
+            shutil.copyfileobj(body, file, 1 << 20)
+
+    @contextmanager
+    def _reading(self, bucket: str, key: str) -> Iterator[None]:
+        """A server that goes away in the middle is the same trouble as one that does not answer.
+
+        The body must be read as it is: as a context manager it gives the bare stream, whose errors are not boto's and
+        which does not mind an end that came too soon.
+        """
+        try:
+            yield
+        except BotoCoreError as error:
+            raise self._problem("read", bucket, key, error) from error
 
     def exists(self, bucket: str, key: str) -> bool:
         try:

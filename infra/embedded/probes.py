@@ -11,7 +11,8 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from infra.embedded.programs import PROBE_BUCKET, REGION, UI_USER
+from infra.access import REGION, UI_USER
+from infra.embedded.programs import PROBE_BUCKET
 from storage.errors import Problem
 
 if TYPE_CHECKING:

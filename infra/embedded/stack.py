@@ -12,13 +12,13 @@ from pathlib import Path
 
 import psutil
 
+from infra.access import UI_USER
 from infra.embedded import preparation, probes
 from infra.embedded.home import Home, Progress, holder, is_free, write_private
 from infra.embedded.preparation import Cancelled, last_line
 from infra.embedded.programs import (
     SERVICES,
     STORES,
-    UI_USER,
     Service,
     airflow_variables,
     all_programs,

@@ -80,6 +80,17 @@ class MarkovBaseline:
         return np.array([-math.log(self.probability(history, frame)) for history, frame in _with_history(piece)])
 
 
+def in_all_keys(pieces: Iterable[Frames], semitones: int = 6) -> Iterable[Frames]:
+    """The pieces transposed up and down so far as their common range of pitches allows: a stronger baseline's data."""
+    pieces = list(pieces)
+    ranges = [[pitch for frame in piece for pitch in frame] or [0] for piece in pieces]
+    lowest, highest = min(map(min, ranges)), max(map(max, ranges))
+    for piece, pitches in zip(pieces, ranges, strict=True):
+        down, up = max(-semitones, lowest - min(pitches)), min(semitones, highest - max(pitches))
+        for shift in range(down, up + 1):
+            yield [[pitch + shift for pitch in frame] for frame in piece]
+
+
 def _with_history(piece: Frames) -> Iterable[tuple[tuple[Frame, Frame], Frame]]:
     history = (BEGINNING, BEGINNING)
     for notes in piece:

@@ -5,10 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from ml.music.baseline import NAME
 from ml.music.compose import Composer
 from ml.music.data import Rows
+from ml.music.evaluate import per_frame
 from ml.music.tokens import Frames
 from ml.training import report
+from ml.training.evaluation import interval
 from storage.media.frames import pitch_name
 
 COLOURS = ("#0969da", "#1a7f37", "#bc4c00", "#8250df")  # soprano, alto, tenor, bass
@@ -18,8 +21,8 @@ SHOWN = 64  # frames drawn
 Scores = Sequence[npt.NDArray[np.float64]]
 
 
-def sections(model: Composer, valid: Rows, scores: Scores, baseline: Scores) -> list[tuple[str, str]]:
-    """(heading, HTML) of the report's own sections."""
+def sections(model: Composer, valid: Rows, scores: Scores, baseline: Scores, stronger: Scores) -> list[tuple[str, str]]:
+    """(heading, HTML) of the report's own sections. `stronger` is the baseline counted in all keys."""
     means = np.array([piece.mean() for piece in scores])
     row = int(np.argsort(means)[len(means) // 2])
     real, name = valid.frames[row], valid.names[row]
@@ -36,6 +39,10 @@ def sections(model: Composer, valid: Rows, scores: Scores, baseline: Scores) -> 
             + piano_roll(harmony, f"Harmony under the melody of {name}"),
         ),
         ("A piece of the valid split", piano_roll(real[:SHOWN], name) + surprise(scores[row], baseline[row], name)),
+        (
+            "Beside the baselines",
+            baselines(valid.names, {"Model": scores, NAME: baseline, f"{NAME}, counts in all keys": stronger}),
+        ),
         ("Pieces of the valid split", by_piece(valid.names, means, np.array([piece.mean() for piece in baseline]))),
     ]
 
@@ -56,6 +63,16 @@ def piano_roll(frames: Frames, caption: str, given: int = 0) -> str:
     ax.grid(axis="y", alpha=0.3)
     span = f"between {pitch_name(min(pitches))} and {pitch_name(max(pitches))}"
     return report.figure(fig, f"Piano roll of {len(frames)} frames {span}", caption)
+
+
+def baselines(names: list[str], systems: dict[str, Scores]) -> str:
+    """Nats per frame with intervals; as the model is transposed in training, one of the baselines is too."""
+    rows, first = [], 0.0
+    for name, scores in systems.items():
+        value, low, high = interval(per_frame(names, scores))
+        first = first or value
+        rows.append([name, value, f"{low:.3f} to {high:.3f}", f"{first / value:.3f}"])
+    return report.table(["", "Nats per frame", "95 % interval", "Model's share of it"], rows)
 
 
 def surprise(model: npt.NDArray[np.float64], baseline: npt.NDArray[np.float64], name: str) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ml.datasets.read import Version
 from ml.music import pictures
-from ml.music.baseline import MarkovBaseline
+from ml.music.baseline import MarkovBaseline, in_all_keys
 from ml.music.compose import FAMILY, Composer, frame_nll
 from ml.music.data import Piece, Rows, Surroundings, batches, rows
 from ml.music.evaluate import SEEN, SPLIT, measure, seen_by
@@ -28,9 +28,9 @@ from storage.errors import Problem
 # Batches are counted in crops. The sizes were chosen on the published valid chorales.
 PRESETS: dict[str, tuple[ModelConfig, TrainConfig]] = {
     "smoke": (
-        ModelConfig(layers=2),
-        TrainConfig(preset="smoke", steps=400, batch=16, learning_rate=2e-3, warmup=40, weight_decay=0.1,
-                    evaluate_every=100, threads=2),
+        ModelConfig(),
+        TrainConfig(preset="smoke", steps=500, batch=8, learning_rate=1.5e-3, warmup=40, weight_decay=0.1,
+                    evaluate_every=100, threads=1),
     ),
     "cpu": (
         ModelConfig(width=192, layers=4, heads=6, context=640, dropout=0.2),
@@ -109,8 +109,10 @@ def train(uri: str, run: Path, model: ModelConfig, config: TrainConfig, resume: 
     baseline = MarkovBaseline(learnt.frames)
     beaten = [baseline.nll(piece) for piece in valid.frames]
     write_scores(run, FAMILY, version.id, SPLIT, measure(valid.names, scores, beaten))
+    transposed = MarkovBaseline(in_all_keys(learnt.frames, model.transpose))
+    stronger = [transposed.nll(piece) for piece in valid.frames]
     title = f"Music: {len(learnt.names)} pieces of {version.manifest['name']} on the {learnt.grid} grid"
-    report.write(run, title, pictures.sections(composer, valid, scores, beaten))
+    report.write(run, title, pictures.sections(composer, valid, scores, beaten, stronger))
     report.card(
         run,
         title,

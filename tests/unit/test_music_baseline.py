@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from ml.music.baseline import BEGINNING, MarkovBaseline
+from ml.music.baseline import BEGINNING, MarkovBaseline, in_all_keys
 
 SETS = [frame for size in range(5) for frame in itertools.combinations(range(3, -1, -1), size)]  # of 4 pitches
 TRAIN = [
@@ -65,3 +65,15 @@ def test_it_is_better_on_music_like_its_own_than_on_other_music():
     noise = [[sorted(set(rng.integers(0, 128, 4).tolist())) for _ in range(40)]]
     assert ours < 5
     assert model.nll(noise[0]).mean() > 2 * ours
+
+
+def test_counts_in_all_keys_hold_each_transposition_within_the_range_once():
+    pieces = [[[60, 52], [62]], [[55], []]]
+    assert list(in_all_keys(pieces, 2)) == [
+        [[60, 52], [62]],  # spans the whole range
+        [[53], []],
+        [[54], []],
+        [[55], []],
+        [[56], []],
+        [[57], []],
+    ]
