@@ -5,18 +5,20 @@ cd "$(dirname "$0")/.."
 
 say() { printf '%s\n' "$*" >&2; }
 fail() { say "lyrebird: $*"; exit 1; }
+suits() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; }
 
 python=${PYTHON:-}
 if [ -z "$python" ]; then
     for candidate in python3.11 python3.12 python3.13 python3; do
-        if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
+        if suits "$candidate"; then
             python=$candidate
             break
         fi
     done
 fi
 [ -n "$python" ] || fail "no Python 3.11, 3.12 or 3.13 found. Install one, or name it: make install PYTHON=/path/to/python"
-"$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null ||
+command -v "$python" >/dev/null || fail "there is no program $python. Name a Python that there is: make install PYTHON=/path/to/python"
+suits "$python" ||
     fail "$python is $("$python" --version 2>&1 || true). Python 3.11, 3.12 or 3.13 is needed: make install PYTHON=/path/to/python"
 "$python" -c 'import venv, ensurepip' 2>/dev/null ||
     fail "$python cannot make virtual environments. On Debian and Ubuntu: sudo apt install python3-venv"
@@ -24,11 +26,12 @@ fi
 free_mb=$(df -Pm . | awk 'NR == 2 {print $4}')
 [ "$free_mb" -ge 5000 ] || fail "only $free_mb MB are free in $(pwd). The environment needs 3 GB and the data 2 GB more"
 
-if [ -x .venv/bin/python ] && ! .venv/bin/python -c 'import pip' 2>/dev/null; then
-    say "The environment in .venv is broken; making it anew."
+if [ -x .venv/bin/python ] && ! { suits .venv/bin/python && .venv/bin/python -m pip --version >/dev/null 2>&1; }; then
+    say "The environment in .venv is broken or of another Python; making it anew."
     rm -rf .venv
 fi
-[ -x .venv/bin/python ] || "$python" -m venv .venv
+[ -x .venv/bin/python ] || "$python" -m venv .venv ||
+    fail "no environment could be made in $(pwd)/.venv. Mend what is said above and run the same command again"
 say "Installing $(grep -c == constraints.txt) pinned packages into .venv: about 0.9 GB to download, 2.5 GB on disk, 3 to 5 minutes."
 say "After that nothing is downloaded any more."
 .venv/bin/python -m pip install --quiet --progress-bar off --disable-pip-version-check \

@@ -40,12 +40,22 @@ def train(name: str, version: str, preset: str, changes: list[str], settings: Se
         if (run / "checkpoint.pt").is_file():
             say(f"{name}: going on from the checkpoint in {run}")
             argv.append("--resume")
-        code = subprocess.run(argv, check=False).returncode
-        if code:
-            raise Problem(f"training {name} on {frozen['version']} ended with exit code {code}", f"Its folder: {run}")
+        reason = _run(argv)
+        if reason:
+            raise Problem(f"training {name} on {frozen['version']} failed: {reason}", f"Its folder: {run}")
     else:
         say(f"{name}: {frozen['version']} is trained already ({run})")
     return asdict(registry.import_run(run, settings, name)) | {"dataset": frozen["version"], "trained": trained}
+
+
+def _run(argv: list[str]) -> str:
+    """Run the training with its output on stderr. Gives its last words when it failed, "" when it did not."""
+    child = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    last = ""
+    for line in child.stdout or ():
+        print(line, end="", file=sys.stderr, flush=True)
+        last = line.strip() or last
+    return f"{last} (exit code {child.returncode})" if child.wait() else ""
 
 
 def run_folder(name: str, version: str, preset: str, changes: list[str]) -> Path:

@@ -76,10 +76,8 @@ def evaluate_file(model: Composer, path: Path, name: str, version: str | int) ->
     """
     names, pieces = read_pieces(path)
     found = find_seen(model, pieces)
-    same = [names[row] for row, share in found.items() if share.same]
-    variants = [row for row, share in found.items() if not share.same]
-    if same or len(variants) > EXCEPTIONS * len(names):
-        told = same or [names[row] for row in variants]
+    if any(likeness.same for likeness in found.values()) or len(found) > EXCEPTIONS * len(names):
+        told = [names[row] for row in found]
         listed = ", ".join(told[:FEW]) + (f" and {len(told) - FEW} more" if len(told) > FEW else "")
         raise Problem(
             f"{name} version {version} was trained on {len(told)} of the {len(names)} pieces in {path}: {listed}",
@@ -91,11 +89,11 @@ def evaluate_file(model: Composer, path: Path, name: str, version: str | int) ->
         "nll_per_frame": value, "low": low, "high": high, "frames": sum(map(len, pieces)),
         "model": name, "version": version,
     }  # fmt: skip
-    if variants:
+    if found:
         others = [row for row in range(len(names)) if row not in found]
         rest = per_frame([names[row] for row in others], [scores[row] for row in others])
         answer |= {
-            "variants": [names[row] for row in variants],
+            "variants": [names[row] for row in found],
             "nll_per_frame_without_variants": rest.value(),
         }
     return answer

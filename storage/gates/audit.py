@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storage import warehouse
+from storage.gates import data_docs
 from storage.objects import Objects
 from storage.settings import Settings, home
 
@@ -104,6 +105,7 @@ def run(
                 *(json.dumps(failed, default=str), json.dumps(statistics, default=str), docs),
             ),
         )
+    _index(settings, objects)
     return verdict
 
 
@@ -184,24 +186,27 @@ def _context(folder: Path) -> Any:
 
 
 def _upload(objects: Objects, site: Path, since: datetime) -> str:
-    """Upload the pages written since then (and the style sheets, once). Returns the key of the result's page."""
-    import mimetypes
-
+    """Upload the pages written since then, made local. Returns the key of the result's page."""
     page = ""
-    for path in sorted(site.rglob("*")):
+    for path in sorted(site.rglob("*.html")):
         name = path.relative_to(site).as_posix()
-        if not path.is_file():
+        if path.stat().st_mtime < since.timestamp() - 1 or name == "index.html":
             continue
-        static = name.startswith("static/")
-        if path.stat().st_mtime < since.timestamp() - 1 and not static:
-            continue
-        kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
-        if static and objects.exists("docs", f"{PREFIX}/{name}"):
-            continue
-        objects.put("docs", f"{PREFIX}/{name}", path, kind)
-        if name.startswith("validations/") and name.endswith(".html"):
+        objects.put("docs", f"{PREFIX}/{name}", data_docs.local(path.read_text()).encode(), "text/html; charset=utf-8")
+        if name.startswith("validations/"):
             page = f"{PREFIX}/{name}"
     return page
+
+
+def _index(settings: Settings, objects: Objects) -> None:
+    """Write the front page of the Data Docs anew."""
+    with closing(warehouse.connect(settings)) as db, db, db.cursor() as sql:
+        sql.execute(
+            "select at, subject, domain, severity, expectations, failed, coalesce(docs_url, '') from ops.audit "
+            "order by id desc limit 500"
+        )
+        page = data_docs.index(sql.fetchall())
+    objects.put("docs", f"{PREFIX}/index.html", page.encode(), "text/html; charset=utf-8")
 
 
 @contextlib.contextmanager
