@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from storage.errors import Problem
 from storage.settings import Settings, for_role, home, options, options_file
 
 Say = Callable[[str], None]
+ACTIVE = ("queued", "running")
 QUIET_SECONDS = 12  # without any active or pending run: the chain has come to rest
 PATIENCE_SECONDS = 3 * 3600
 DETAIL_SECONDS = 15  # between two lines that differ only in how far a training is
@@ -73,6 +74,15 @@ class Airflow:
         found: list[dict[str, Any]] = self.call("GET", "dags/~/dagRuns", params=query)["dag_runs"]
         return found
 
+    def active(self) -> list[dict[str, Any]]:
+        """Runs of all DAGs that are queued or running, whenever they began."""
+        query = {"state": ["queued", "running"], "limit": 200}
+        found: list[dict[str, Any]] = self.call("GET", "dags/~/dagRuns", params=query)["dag_runs"]
+        return found
+
+    def run(self, dag: str, run: str) -> dict[str, Any]:
+        return self.call("GET", f"dags/{dag}/dagRuns/{run}")
+
     def tasks(self, run: dict[str, Any]) -> list[dict[str, Any]]:
         path = f"dags/{run['dag_id']}/dagRuns/{run['dag_run_id']}/taskInstances"
         found: list[dict[str, Any]] = self.call("GET", path, params={"limit": 200})["task_instances"]
@@ -92,6 +102,7 @@ def run(data: Path | None, say: Say) -> None:
     for dag in dags:
         airflow.call("PATCH", f"dags/{dag}", json={"is_paused": False})
     roots = [f"ingest_{source.name}" for source in catalogue.sources() if not source.after]
+    _mend(airflow, dags, say)
     _trigger(airflow, roots, started)
     Watch(airflow, started, begin, say).to_the_end()
     from infra import summary
@@ -132,6 +143,16 @@ def _all_dags(airflow: Airflow, seconds: int = 180) -> list[str]:
     raise Problem("Airflow has not read the DAGs", f"Look at {home() / 'logs' / 'airflow-dag-processor.log'}")
 
 
+def _mend(airflow: Airflow, dags: list[str], say: Say) -> None:
+    """Clear what failed in each DAG's last run: a run of the chain finishes what an earlier one left."""
+    for dag in dags:
+        last = airflow.call("GET", f"dags/{dag}/dagRuns", params={"order_by": "-run_after", "limit": 1})["dag_runs"]
+        if last and last[0]["state"] == "failed":
+            say(f"{dag}: trying again what failed in its last run")
+            body = {"dry_run": False, "dag_run_id": last[0]["dag_run_id"], "only_failed": True, "reset_dag_runs": True}
+            airflow.call("POST", f"dags/{dag}/clearTaskInstances", json=body)
+
+
 def _trigger(airflow: Airflow, roots: list[str], since: datetime) -> None:
     """Start the ingest DAGs that have not started by themselves (an unpaused cron DAG runs once at first)."""
     time.sleep(3)
@@ -149,32 +170,42 @@ class Watch:
     since: datetime
     begin: float
     say: Say
+    seen: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def to_the_end(self) -> None:
         quiet_since: float | None = None
         shown: dict[str, tuple[str, float]] = {}
         end = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < end:
-            runs = self.airflow.runs(self.since)
-            for run in reversed(runs):
-                key = f"{run['dag_id']} {run['dag_run_id']}"
+            runs = self._runs()
+            for key, run in runs.items():
                 line, detail = self._line(run)
                 before, at = shown.get(key, ("", 0.0))
-                if line != before or (detail and time.monotonic() - at > DETAIL_SECONDS):
+                if line != before or (run["state"] == "running" and detail and time.monotonic() - at > DETAIL_SECONDS):
                     shown[key] = (line, time.monotonic())
                     self.say(f"{self._clock()}  {line} {detail}".rstrip())
-            active = [run for run in runs if run["state"] in ("queued", "running")]
+            active = [run for run in runs.values() if run["state"] in ACTIVE]
             if active or not runs:
                 quiet_since = None
             elif quiet_since is None:
                 quiet_since = time.monotonic()
             elif time.monotonic() - quiet_since > QUIET_SECONDS:
-                failed = [run for run in runs if run["state"] == "failed"]
+                failed = [run for run in runs.values() if run["state"] == "failed"]
                 if failed:
                     raise self._problem(failed)
                 return
             time.sleep(2)
         raise Problem("the chain has not come to rest in three hours", "Look at the Airflow UI: `lyrebird status`")
+
+    def _runs(self) -> dict[str, dict[str, Any]]:
+        """The runs of this chain: begun since, or active when first seen; followed to their ends."""
+        now = [*reversed(self.airflow.runs(self.since)), *self.airflow.active()]
+        found = {f"{run['dag_id']} {run['dag_run_id']}": run for run in now}
+        for key, run in self.seen.items():
+            if key not in found:
+                found[key] = self.airflow.run(run["dag_id"], run["dag_run_id"]) if run["state"] in ACTIVE else run
+        self.seen = found
+        return found
 
     def _line(self, run: dict[str, Any]) -> tuple[str, str]:
         """A run's state and the tasks at work, and what it has counted so far."""

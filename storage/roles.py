@@ -6,6 +6,7 @@ and Kubernetes pods that mount one role's secrets isolate for real.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -59,7 +60,8 @@ def run(
 ) -> str:
     """Run ``lyrebird COMMAND…`` as ``role``; its output goes line by line to ``say`` and is returned.
 
-    The child has a process group of its own, which ends with us: a task that Airflow stops takes its command along.
+    The child has a process group of its own, which ends with us: a task that Airflow stops takes its command along,
+    and on Linux one that is killed does too.
     Raises Problem with the command's last words when it fails.
     """
     argv = [sys.executable, "-m", "infra.cli", *command]
@@ -70,7 +72,9 @@ def run(
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
+        stdin=subprocess.DEVNULL,
         start_new_session=True,
+        preexec_fn=_end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - one system call, no lock
     )
 
     def stop(number: int, _frame: FrameType | None) -> None:
@@ -93,6 +97,15 @@ def run(
         words = next((line for line in reversed(lines) if line.strip()), f"exit code {child.returncode}")
         raise Problem(f"`lyrebird {' '.join(command)}` failed: {words.removeprefix('lyrebird: ')}")
     return "\n".join(lines)
+
+
+PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)  # found before the fork, after which little may be done
+
+
+def _end_with_parent() -> None:
+    """Ask the kernel to end this process when its parent is gone."""
+    _LIBC.prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
 
 
 def _end_group(child: subprocess.Popen[str]) -> None:

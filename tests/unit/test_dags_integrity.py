@@ -28,14 +28,19 @@ STORES = ("pymongo", "redis")
 
 PROBE = r"""
 import json, os, sys, time
+touched = []
+
+def watch(event, args):
+    if event in ("socket.connect", "socket.getaddrinfo"):
+        touched.append(str(args))
+
+sys.addaudithook(watch)
 began = time.process_time()
 import airflow.sdk
 from airflow.dag_processing.dagbag import DagBag
 imported = time.process_time() - began
 folder, pools = sys.argv[1], set(json.loads(sys.argv[2]))
 sys.path.append(folder)  # as Airflow does
-touched = []
-sys.addaudithook(lambda event, args: touched.append(str(args)) if event in ("socket.connect", "socket.getaddrinfo") else None)
 
 def names(assets):
     return sorted(asset.name for asset in assets)
@@ -85,7 +90,8 @@ for file in sorted(os.listdir(folder)):
     with os.fdopen(reader) as answer:
         found[file] = json.load(answer)
     os.wait()
-print("FOUND" + json.dumps({"imported": imported, "loaded": sorted({n.split(".")[0] for n in sys.modules}), "files": found}))
+loaded = sorted({name.split(".")[0] for name in sys.modules})
+print("FOUND" + json.dumps({"imported": imported, "loaded": loaded, "files": found}))
 """
 
 
@@ -96,6 +102,7 @@ def read(dags: Path, home: Path) -> dict[str, Any]:
         [sys.executable, "-c", PROBE, str(dags), json.dumps(sorted(POOLS))],
         env=kept | {"HOME": str(home), "AIRFLOW_HOME": str(home / "airflow"), "PYTHONPATH": str(ROOT)},
         cwd=home,
+        check=False,
         capture_output=True,
         text=True,
         timeout=300,
@@ -257,14 +264,14 @@ def test_the_probe_sees_what_it_looks_for(tmp_path: Path) -> None:
     folder.mkdir()
     head = "from airflow.sdk import DAG, task\n"
     (folder / "broken.py").write_text(head + "import no_such_module\n")
-    (folder / "heavy.py").write_text(head + "import pandas\nimport socket\ntry:\n    socket.create_connection(('127.0.0.1', 1))\nexcept OSError:\n    pass\n")  # fmt: skip
+    connect = "try:\n    socket.create_connection(('127.0.0.1', 1))\nexcept OSError:\n    pass\n"
+    (folder / "heavy.py").write_text(head + "import pandas\nimport socket\n" + connect)
     (folder / "slow.py").write_text(head + "import time\nwhile time.process_time() < 1.5: pass\n")
-    (folder / "cycle.py").write_text(
-        head + "with DAG('cycle') as dag:\n"
-        "    @task(pool='nowhere')\n    def one(): pass\n    @task\n    def two(): pass\n"
-        "    a, b = one(), two()\n    a >> b >> a\n"
+    two_tasks = (
+        "    @task(pool='nowhere')\n    def one(): pass\n    @task\n    def two(): pass\n    a, b = one(), two()\n"
     )
-    (folder / "pool.py").write_text(head + "with DAG('pool') as dag:\n    @task(pool='nowhere')\n    def one(): pass\n    one()\n")  # fmt: skip
+    (folder / "cycle.py").write_text(head + "with DAG('cycle') as dag:\n" + two_tasks + "    a >> b >> a\n")
+    (folder / "pool.py").write_text(head + "with DAG('pool') as dag:\n" + two_tasks + "    a >> b\n")
     seen = read(folder, tmp_path)["files"]
     assert "no_such_module" in str(seen["broken.py"]["errors"])
     assert "pandas" in seen["heavy.py"]["modules"]

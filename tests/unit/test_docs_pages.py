@@ -8,6 +8,7 @@ import shlex
 import sys
 import tomllib
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -98,7 +99,7 @@ def check_python(words: list[str]) -> None:
 def check_settings(words: list[str]) -> None:
     """`lyrebird train TASK --set KEY=VALUE`: the task is there, and has these settings."""
     module = importlib.import_module(f"ml.{tasks.task(words[0]).family}.train")
-    given = [value for flag, value in zip(words, words[1:], strict=False) if flag == "--set"]
+    given = [value for flag, value in pairwise(words) if flag == "--set"]
     config.override_both(*module.PRESETS["smoke"], given)
 
 
@@ -108,9 +109,9 @@ def test_commands_to_type_are_accepted(page: str) -> None:
         if program == "make":
             assert words[0] in TARGETS, f"make {words[0]}"
         elif program == "lyrebird":
-            words = ["1" if word == "VERSION" and "promote" in words else word for word in words]
             command, rest = named(words)
-            command.make_context(words[0], rest)  # parses, and raises what a person would be told
+            given = ["1" if word == "VERSION" and command.name == "promote" else word for word in rest]
+            command.make_context(words[0], given)  # parses, and raises what a person would be told
             if words[0] == "train":
                 check_settings(rest)
         elif program in ("python", "python3"):
