@@ -44,9 +44,10 @@ def transform_dag(domain: str, waits_for: list[Asset]) -> DAG:
             for step in STEPS
         ]
         chain(*steps)
-        announce(asset("marts", domain))(steps[-1])
-        if domain == "platform":  # the last one of a chain: by now every table that the dbt docs show is there
-            steps[-1] >> command.override(task_id="docs", pool="transform")("transformer", ["docs", "--json"])
+        told = announce(asset("marts", domain))(steps[-1])
+        if domain == "platform":  # the last of a chain: by now every table that the dbt docs show is there
+            docs = command.override(task_id="docs", pool="transform")("transformer", ["docs", "--json"])
+            chain(steps[-1], docs, told)
     return dag
 
 

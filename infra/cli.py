@@ -114,7 +114,7 @@ def status(as_json: Json = False) -> None:
                 used = ("", "", "")
             table.add_row(one.name, state, address, *used)
         _print(table)
-        print(f"State and logs: {home()}. Web pages: user lyrebird, password: lyrebird password")
+        print(f"State and logs: {home()}. Web pages: user lyrebird; `lyrebird password` prints the password")
     if any(one.state == "failed" for one in services):
         raise typer.Exit(1)
 
@@ -133,6 +133,7 @@ def env(role: Annotated[Role, typer.Option(help="Whose credentials.")] = "transf
     import shlex
 
     from infra.embedded import stack
+    from infra.embedded.programs import postgres_program
     from storage.settings import environment_of
 
     values = environment_of(role)
@@ -148,6 +149,8 @@ def env(role: Annotated[Role, typer.Option(help="Whose credentials.")] = "transf
     values |= roles.QUIET | stack.airflow_environment(home())
     for name, value in values.items():
         print(f"export {name}={shlex.quote(value)}")
+    programs = (Path(sys.executable).parent, postgres_program("psql").parent)
+    print(f'export PATH={":".join(shlex.quote(str(folder)) for folder in programs)}:"$PATH"')
 
 
 @app.command()

@@ -47,7 +47,7 @@ def tell(say: Say, seconds: float) -> None:
         say("  no model is champion yet: see the reports")
     pages, airflow, mlflow = settings.pages_url, settings.airflow_url, settings.mlflow_url
     say("")
-    say("Where to look (user lyrebird; the password: .venv/bin/lyrebird password):")
+    say("Where to look (user lyrebird; `.venv/bin/lyrebird password` prints the password):")
     for what, url in (
         ("Airflow", airflow),
         ("MLflow", mlflow),
@@ -57,8 +57,10 @@ def tell(say: Say, seconds: float) -> None:
     ):
         say(f"  {what:<10} {url}")
     say("Query the marts as the analyst:")
+    say(
+        '  .venv/bin/lyrebird sql "select * from agg_species_minutes"   (psql opens without a query; the same by hand:)'
+    )
     say('  eval "$(.venv/bin/lyrebird env --role analyst)" && psql -c "select * from marts.agg_species_minutes"')
-    say("  or, where no psql is installed: .venv/bin/lyrebird sql")
     say("Try next:")
     for line in suggestions():
         say(f"  {line}")

@@ -38,7 +38,10 @@ def champion(family: str, settings: Settings) -> str:
         )
         row = sql.fetchone()
     if row is None:
-        raise Problem(f"no model of the family {family} is champion yet", "Train one: `make run`, or `lyrebird train`")
+        raise Problem(
+            f"no model of the family {family} is champion yet",
+            "Train one with `make run`; `lyrebird model list` shows models that did not beat their baseline",
+        )
     return str(row[0])
 
 

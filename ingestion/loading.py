@@ -257,22 +257,36 @@ def _record(db: connection, header: Header, counts: Counts, verdict: dict[str, A
         sql.execute(
             """
             insert into ops.load (source, load, resource, lane, slice, interval_start, interval_end, state, pages, rows,
-                                  versions, quarantined, bytes, fetched_at, judged_at, reason, run_id)
-            values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+                                  versions, quarantined, bytes, fetched_at, judged_at, reason, run_id, cursor)
+            values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
             """,
             (
                 *(header.source, header.load, header.resource, header.lane, header.slice, start, end, verdict["state"]),
                 *(counts.pages, counts.rows, counts.versions, counts.quarantined, counts.bytes, fetched_at),
-                *(verdict.get("at"), verdict.get("reason"), header.run_id),
+                *(verdict.get("at"), verdict.get("reason"), header.run_id, _jsonb(header.cursor)),
             ),
+        )
+    point_cursor(db, header.source, header.resource, header.lane)
+
+
+def point_cursor(db: connection, source: str, resource: str, lane: str) -> None:
+    """Let the cursor say what the last load that was not rejected says, in the caller's transaction.
+
+    What a rejected load fetched is fetched again: its good rows come with the mended ones.
+    """
+    of_it = {"source": source, "resource": resource, "lane": lane}
+    with db.cursor() as sql:
+        sql.execute(
+            "delete from ops.cursor where source = %(source)s and resource = %(resource)s and lane = %(lane)s", of_it
         )
         sql.execute(
             """
-            insert into ops.cursor (source, resource, lane, cursor, load) values (%s, %s, %s, %s, %s)
-            on conflict (source, resource, lane)
-            do update set cursor = excluded.cursor, load = excluded.load, updated_at = now()
+            insert into ops.cursor (source, resource, lane, cursor, load)
+            select source, resource, lane, cursor, load from ops.load
+            where source = %(source)s and resource = %(resource)s and lane = %(lane)s and state <> 'rejected'
+            order by load desc limit 1
             """,
-            (header.source, header.resource, header.lane, _jsonb(header.cursor), header.load),
+            of_it,
         )
 
 

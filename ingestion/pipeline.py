@@ -21,7 +21,7 @@ from psycopg2.extensions import connection
 
 from ingestion import journal
 from ingestion.contract import Context, Gone, Resource, Source
-from ingestion.loading import Counts, Stores, ensure_table, load_segment
+from ingestion.loading import Counts, Stores, ensure_table, load_segment, point_cursor
 from storage import settings as given
 from storage import warehouse
 from storage.documents import Documents
@@ -97,11 +97,12 @@ def judge_pending(source: Source, stores: Stores, settings: Settings, say: Say) 
     db = stores.warehouse
     with db, db.cursor() as sql:
         sql.execute(
-            "select load, resource from ops.load where source = %s and state = 'loaded' order by load", (source.name,)
+            "select load, resource, lane from ops.load where source = %s and state = 'loaded' order by load",
+            (source.name,),
         )
         waiting = sql.fetchall()
     states = {}
-    for load, name in waiting:
+    for load, name, lane in waiting:
         resource = next(r for r in source.resources if r.name == name)
         verdict = gate.audit(
             settings, stores.objects, source.name, source.domain, source.table(resource), load, resource.mode
@@ -113,6 +114,7 @@ def judge_pending(source: Source, stores: Stores, settings: Settings, say: Say) 
                 "update ops.load set state = %s, reason = %s, judged_at = now() where source = %s and load = %s",
                 (state, verdict.reason, source.name, load),
             )
+            point_cursor(db, source.name, name, lane)
         states[load] = (state, verdict.reason)
         say(f"{source.name}/{name}: load {load} {state}" + (f": {verdict.reason}" if verdict.reason else ""))
     return states

@@ -30,9 +30,7 @@ def fetch(context: Context) -> Iterator[Page]:
     languages = _names(context.config["languages"])
     catalogues = [catalogue for package in packages for catalogue in _catalogues(package, languages)]
     if not catalogues:
-        raise Problem(
-            f"none of the packages {', '.join(packages)} with catalogues is installed", "pip install 'lyrebird[demo]'"
-        )
+        raise Problem(f"none of the packages {', '.join(packages)} with catalogues is installed", "make install")
     digest = hashlib.sha256()
     for one in catalogues:
         digest.update(f"{one.path} {one.version} {hashlib.sha256(one.file.read_bytes()).hexdigest()}\n".encode())

@@ -74,7 +74,7 @@ def _root() -> Path:
     found = importlib.util.find_spec("music21")
     folder = Path(found.origin).parent / "corpus" if found and found.origin else None
     if folder is None or not folder.is_dir():
-        raise Problem("music21, whose corpus holds the scores, is not installed", "pip install 'lyrebird[demo]'")
+        raise Problem("music21, whose corpus holds the scores, is not installed", "make install")
     return folder
 
 

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import io
 import re
+import struct
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -151,7 +153,7 @@ def _unpacked(data: bytes, name: str) -> bytes:
             if path is None:
                 raise ScoreError(name, "the archive holds no score")
             return _member(archive, inside[path], name)
-    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, NotImplementedError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError) as error:
         raise ScoreError(name, f"no intact archive: {error}") from error
 
 

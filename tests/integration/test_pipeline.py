@@ -157,9 +157,9 @@ def test_too_much_quarantine_rejects_the_load_and_readers_keep_the_old(stack: St
     assert states[2][0] == "rejected"
     assert "quarantine" in states[2][1]
     assert current(stack, "rotten") == [("a", 1)]
-    upstream.pages.append([{"id": "a", "value": 5}])  # the same row again, in a good load: it must not look known
+    upstream.pages[1] = [{"id": "a", "value": 5}, {"id": "b", "value": 6}]  # mended: fetched again, not taken as known
     assert cycle(stack, upstream)[3][0] == "published"
-    assert current(stack, "rotten") == [("a", 5)]
+    assert current(stack, "rotten") == [("a", 5), ("b", 6)]
 
 
 def test_a_shrunken_snapshot_is_rejected(stack: Stack) -> None:

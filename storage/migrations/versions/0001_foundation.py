@@ -68,8 +68,10 @@ create table ops.load (
     judged_at timestamptz,
     reason text,
     run_id text,
+    cursor jsonb not null default '{}',
     primary key (source, load)
 );
+comment on column ops.load.cursor is 'where to go on after this load, if it is not rejected';
 comment on table ops.load is 'one sealed journal segment in the warehouse; readers see only published ones';
 comment on column ops.load.load is 'number of the journal segment, counted per source';
 comment on column ops.load.rows is 'records that parse gave';

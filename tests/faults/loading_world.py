@@ -1,0 +1,181 @@
+"""A small source whose loading is killed and tried again, and the comparison of what it leaves in the stores.
+
+The loader runs in processes of its own, forked from a server that has imported everything: they can be killed at any
+moment, and start in milliseconds.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import closing
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import pyarrow as pa
+
+from ingestion import journal, pipeline
+from ingestion.contract import Bad, BadPage, Blob, Context, Gone, Landed, Page, Record, Resource, Source, describe
+from storage import warehouse
+from storage.documents import Documents
+from storage.errors import Problem
+from storage.objects import Objects
+from storage.settings import Settings
+
+PAGES, RECORDS = 10, 30
+
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload(["loading_world"])
+
+
+def _pages(generation: int) -> list[Any]:
+    """What the upstream holds: a later generation adds pages that change, take back and repeat earlier records."""
+    pages: list[Any] = []
+    for number in range(PAGES * generation):
+        records: list[dict[str, Any]] = [
+            {
+                "id": f"{(number * 17 + i) % 200:03d}",
+                "value": number * 1000 + i % 7,
+                "text": "ж\t\\" * (i % 3),
+                "when": i / 3,
+            }
+            for i in range(RECORDS)
+        ]
+        if number % 4 == 1:
+            records.append({"id": None, "value": number})
+        pages.append(json.dumps(records).encode() if number % 7 != 5 else b"{ no json")
+        if number % 5 == 4:
+            pages.append(f"{number * 3 % 200:03d}")  # the upstream takes this one back
+    return pages
+
+
+def source(name: str, generation: int) -> Source:
+    """Rows with small files, and documents, out of the same pages."""
+
+    def fetch(context: Context) -> Iterator[Page | Gone]:
+        pages = _pages(generation)
+        for number in range(context.cursor.get("next", 0), len(pages)):
+            page, cursor = pages[number], {"next": number + 1}
+            yield (
+                Gone((page,), cursor)
+                if isinstance(page, str)
+                else Page(f"page {number}", page, cursor, meta={"n": number})
+            )
+
+    def parse(page: Landed) -> Iterator[Record | Bad]:
+        try:
+            yield from json.loads(page.read())
+        except ValueError as error:
+            raise BadPage(f"no JSON: {error}") from error
+
+    def parse_rows(page: Landed) -> Iterator[Record | Bad]:
+        for record in parse(page):
+            assert isinstance(record, dict)
+            blob = Blob(f"{record['value'] % 5}".encode() * 100, "text/plain", ".txt")
+            yield record | ({"file": blob} if record["value"] % 11 == 0 else {})
+
+    schema = [
+        describe("id", pa.string(), "", required=True),
+        describe("value", pa.int64(), ""),
+        describe("text", pa.string(), ""),
+        describe("when", pa.float64(), ""),
+    ]
+    file = describe("file", pa.string(), "")
+    resources = (
+        Resource("rows", pa.schema([*schema, file]), ("id",), fetch=fetch, parse=parse_rows),
+        Resource("papers", pa.schema(schema), ("id",), fetch=fetch, parse=parse, store="documents"),
+    )
+    return Source(name, name, "text", "", "none", "@daily", resources)
+
+
+def _load(name: str, generation: int, settings: Settings, talk: Connection, stop_at: str) -> None:
+    """The loader: says each stage that it reaches, and at ``stop_at`` waits for an answer before it goes on."""
+    stopped = False
+
+    def reached(stage: str) -> None:
+        nonlocal stopped
+        talk.send(stage)
+        if stage == stop_at and not stopped:
+            stopped = True
+            talk.recv()
+
+    talk.send("began")
+    try:
+        pipeline.ingest(source(name, generation), settings, say=lambda text: None, reached=reached)
+    except Problem as problem:
+        talk.send(f"problem: {problem}")
+        sys.exit(1)
+    except BaseException:
+        talk.send(f"fault: {traceback.format_exc()}")
+        sys.exit(3)
+
+
+def start(name: str, generation: int, settings: Settings, stop_at: str = "") -> tuple[BaseProcess, Connection]:
+    """A loader in a process of its own, which has begun; and the line to it."""
+    ours, theirs = _PROCESSES.Pipe()
+    process = _PROCESSES.Process(target=_load, args=(name, generation, settings, theirs, stop_at))
+    process.start()
+    theirs.close()
+    assert ours.recv() == "began"
+    return process, ours
+
+
+def said(line: Connection) -> list[str]:
+    """What the loader has said since, as far as it came through."""
+    words = []
+    try:
+        while line.poll():
+            words.append(line.recv())
+    except (EOFError, ConnectionResetError):
+        pass
+    return words
+
+
+def load(name: str, generation: int, settings: Settings) -> None:
+    """The loader, undisturbed and in this process."""
+    pipeline.ingest(source(name, generation), settings, say=lambda text: None)
+
+
+def tables(name: str, settings: Settings) -> dict[str, list[Any]]:
+    """Everything that loading leaves in the stores, but for times and the source's own name."""
+    queries = {
+        "rows": "select _load, _position, _key, _hash, _deleted, _landing, id, value, text, \"when\", file from raw.{0}_rows",
+        "papers": "select _load, _position, _key, _hash, _deleted, _landing, doc::text from raw.{0}_papers",
+        "load": "select load, resource, lane, slice, state, pages, rows, versions, quarantined, bytes from ops.load where source = '{0}'",
+        "cursor": "select resource, lane, cursor::text, load from ops.cursor where source = '{0}'",
+        "landing": "select load, position, resource, key, sha256, name, bytes, meta::text from ops.landing where source = '{0}'",
+        "quarantine": "select load, resource, position, payload, reason, landing from ops.quarantine where source = '{0}'",
+        "ledger": "select resource, slice, state, error from ops.ledger where source = '{0}'",
+    }  # fmt: skip
+    found: dict[str, list[Any]] = {}
+    with closing(warehouse.connect(settings)) as db, db, db.cursor() as sql:
+        for table, query in queries.items():
+            sql.execute(query.format(name))
+            found[table] = sql.fetchall()
+    documents = Documents(settings).database[f"{name}_papers"].find({})
+    found["documents"] = [
+        (one["_id"], one["key"], one["hash"], one["landing"], json.dumps(one["doc"])) for one in documents
+    ]
+    objects = Objects(settings)
+    found["segments"] = [(number,) for number in journal.segments(objects, name)]
+    found["derived"] = [(key,) for key in objects.list("derived", f"{name}/")]
+    return {table: sorted(tuple(_plain(value, name) for value in row) for row in rows) for table, rows in found.items()}
+
+
+def _plain(value: Any, name: str) -> str:
+    """A value that compares, without the source's name in front of addresses."""
+    return str(value).replace(f"/{name}/", "/NAME/").replace(f"{name}/", "NAME/")
+
+
+def differences(one: dict[str, list[Any]], other: dict[str, list[Any]]) -> dict[str, Any]:
+    """Tables that are not row for row the same, with a few rows that only one of them has."""
+    found = {}
+    for table in one:
+        if one[table] != other[table]:
+            left, right = set(one[table]) - set(other[table]), set(other[table]) - set(one[table])
+            found[table] = (len(one[table]), len(other[table]), sorted(left)[:3], sorted(right)[:3])
+    return found
