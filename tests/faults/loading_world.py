@@ -10,11 +10,12 @@ import json
 import multiprocessing
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
+from unittest import mock
 
 import pyarrow as pa
 
@@ -105,7 +106,7 @@ def _load(name: str, generation: int, settings: Settings, talk: Connection, stop
 
     talk.send("began")
     try:
-        pipeline.ingest(source(name, generation), settings, say=lambda text: None, reached=reached)
+        load(name, generation, settings, reached)
     except Problem as problem:
         talk.send(f"problem: {problem}")
         sys.exit(1)
@@ -135,26 +136,30 @@ def said(line: Connection) -> list[str]:
     return words
 
 
-def load(name: str, generation: int, settings: Settings) -> None:
-    """The loader, undisturbed and in this process."""
-    pipeline.ingest(source(name, generation), settings, say=lambda text: None)
+def load(name: str, generation: int, settings: Settings, reached: Callable[[str], None] = lambda stage: None) -> None:
+    """The loader. Its loads are not judged, which takes seconds and has tests of its own."""
+    with mock.patch.object(pipeline, "judge_pending", lambda *waiting: {}):
+        pipeline.ingest(source(name, generation), settings, say=lambda text: None, reached=reached)
 
 
 def tables(name: str, settings: Settings) -> dict[str, list[Any]]:
     """Everything that loading leaves in the stores, but for times and the source's own name."""
+    mine = f"where source = '{name}'"
+    version = "_load, _position, _key, _hash, _deleted, _landing"
     queries = {
-        "rows": "select _load, _position, _key, _hash, _deleted, _landing, id, value, text, \"when\", file from raw.{0}_rows",
-        "papers": "select _load, _position, _key, _hash, _deleted, _landing, doc::text from raw.{0}_papers",
-        "load": "select load, resource, lane, slice, state, pages, rows, versions, quarantined, bytes from ops.load where source = '{0}'",
-        "cursor": "select resource, lane, cursor::text, load from ops.cursor where source = '{0}'",
-        "landing": "select load, position, resource, key, sha256, name, bytes, meta::text from ops.landing where source = '{0}'",
-        "quarantine": "select load, resource, position, payload, reason, landing from ops.quarantine where source = '{0}'",
-        "ledger": "select resource, slice, state, error from ops.ledger where source = '{0}'",
-    }  # fmt: skip
+        "rows": f'select {version}, id, value, text, "when", file from raw.{name}_rows',
+        "papers": f"select {version}, doc::text from raw.{name}_papers",
+        "load": "select load, resource, lane, slice, state, pages, rows, versions, quarantined, bytes "
+        f"from ops.load {mine}",
+        "cursor": f"select resource, lane, cursor::text, load from ops.cursor {mine}",
+        "landing": f"select load, position, resource, key, sha256, name, bytes, meta::text from ops.landing {mine}",
+        "quarantine": f"select load, resource, position, payload, reason, landing from ops.quarantine {mine}",
+        "ledger": f"select resource, slice, state, error from ops.ledger {mine}",
+    }
     found: dict[str, list[Any]] = {}
     with closing(warehouse.connect(settings)) as db, db, db.cursor() as sql:
         for table, query in queries.items():
-            sql.execute(query.format(name))
+            sql.execute(query)
             found[table] = sql.fetchall()
     documents = Documents(settings).database[f"{name}_papers"].find({})
     found["documents"] = [
@@ -173,9 +178,8 @@ def _plain(value: Any, name: str) -> str:
 
 def differences(one: dict[str, list[Any]], other: dict[str, list[Any]]) -> dict[str, Any]:
     """Tables that are not row for row the same, with a few rows that only one of them has."""
-    found = {}
-    for table in one:
-        if one[table] != other[table]:
-            left, right = set(one[table]) - set(other[table]), set(other[table]) - set(one[table])
-            found[table] = (len(one[table]), len(other[table]), sorted(left)[:3], sorted(right)[:3])
-    return found
+    return {
+        table: (len(mine), len(theirs), sorted(set(mine) - set(theirs))[:3], sorted(set(theirs) - set(mine))[:3])
+        for (table, mine), theirs in zip(one.items(), other.values(), strict=True)
+        if mine != theirs
+    }

@@ -158,7 +158,7 @@ def test_the_comparison_sees_a_cursor_that_is_committed_apart_from_the_rows(
     with monkeypatch.context() as planted:
         planted.setattr(loading, "_record", apart)
         with pytest.raises(Killed):
-            world.pipeline.ingest(world.source(name, 1), settings, say=lambda text: None, reached=die)
+            world.load(name, 1, settings, die)
     differences: dict[str, Any] = {}
     try:
         for generation in (1, 2):

@@ -144,7 +144,7 @@ def test_strangers_may_ping_and_roles_may_work(server: tuple[str, int], password
     name, port = server
     user = "airflow" if name == "broker" else "loader"
     stranger = redis.Redis(port=port)
-    for attempt in (lambda: stranger.get("x"), lambda: stranger.info(), lambda: stranger.publish("x", "y")):
+    for attempt in (lambda: stranger.get("x"), stranger.info, lambda: stranger.publish("x", "y")):
         with pytest.raises(redis.exceptions.NoPermissionError):
             attempt()
     role = redis.Redis(port=port, username=user, password=passwords[f"{name}_{user}"])
