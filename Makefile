@@ -40,10 +40,10 @@ lint: install ## ruff, mypy, sqlfluff, import-linter
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@$(BIN)/sqlfluff lint dbt_project --processes 2
+	@$(BIN)/sqlfluff lint dbt_project/models --processes 2
 
 format: install ## Let ruff and sqlfluff put the code into shape
-	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format . ; $(BIN)/sqlfluff fix dbt_project
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format . ; $(BIN)/sqlfluff fix dbt_project/models
 
 bench: install ## Measure against peers (AREA=…); writes docs/benchmarks
 	@cd tests && ../$(BIN)/python -m benchmarks $(AREA)

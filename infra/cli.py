@@ -211,17 +211,17 @@ def ingest(
 @app.command()
 @as_role("loader")
 def audit(source: str, as_json: Json = False) -> None:
-    """Judge the loads of a source that wait for it: published, or rejected (exit 1)."""
+    """Judge the loads of a source that wait for it. Exit 1 as long as the newest load of a resource is rejected."""
     from ingestion import catalogue, pipeline
 
-    states = pipeline.judge(catalogue.source(source), Settings(), say)
-    rejected = {load: reason for load, (state, reason) in states.items() if state == "rejected"}
-    for load, reason in rejected.items():
+    found = catalogue.source(source)
+    states = pipeline.judge(found, Settings(), say)
+    for load, reason in pipeline.rejected(found, Settings()):
         raise Problem(
             f"load {load} of {source} was rejected: {reason}",
             "Readers keep what they had. Mend the source and ingest again",
         )
-    show({"judged": len(states), "number": pipeline.latest(catalogue.source(source), Settings())}, as_json)
+    show({"judged": len(states), "number": pipeline.latest(found, Settings())}, as_json)
 
 
 @app.command()

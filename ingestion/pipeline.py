@@ -120,6 +120,17 @@ def judge_pending(source: Source, stores: Stores, settings: Settings, say: Say) 
     return states
 
 
+def rejected(source: Source, settings: Settings) -> list[tuple[int, str]]:
+    """Resources' newest loads that were rejected, with the reason: what a person has to mend."""
+    with closing(warehouse.connect(settings)) as db, db, db.cursor() as sql:
+        sql.execute(
+            "select load, reason from (select distinct on (resource, lane) * from ops.load where source = %s "
+            "order by resource, lane, load desc) as newest where state = 'rejected' order by load",
+            (source.name,),
+        )
+        return sql.fetchall()
+
+
 def latest(source: Source, settings: Settings) -> int:
     """A number that grows whenever published data of the source, or of those it derives from, changed."""
     with closing(warehouse.connect(settings)) as db, db, db.cursor() as sql:

@@ -38,7 +38,7 @@ FOLDER = ROOT / "infra" / "compose" / "secrets"
 PASSWORDS = (
     "ui",
     *(f"postgres_{user}" for user in ("postgres", "admin", "loader", "transformer", "trainer", "analyst")),
-    *(f"postgres_{user}" for user in ("airflow", "mlflow")),
+    *(f"postgres_{user}" for user in ("airflow", "celery", "mlflow")),
     *(f"cache_{user}" for user in ("admin", "loader", "trainer")),
     *(f"stream_{user}" for user in ("admin", "loader")),
     *(f"broker_{user}" for user in ("admin", "airflow")),
@@ -106,11 +106,12 @@ def postgres_sql(known: Mapping[str, str]) -> str:
     def role(name: str, more: str = "") -> str:
         return f"create role {name} login{more} password '{scram(known[f'postgres_{name}'])}';"
 
-    lines = [role("admin", " createrole"), role("airflow"), role("mlflow")]
+    owners = {"lyrebird": "admin", "airflow": "airflow", "celery": "celery", "mlflow": "mlflow"}
+    lines = [role(owner, " createrole" if owner == "admin" else "") for owner in owners.values()]
     roles = ("loader", "transformer", "trainer", "analyst")
     lines += [role(name) for name in roles]
     lines.append(f"grant {', '.join(roles)} to admin with admin option;")
-    for database, owner in {"lyrebird": "admin", "airflow": "airflow", "mlflow": "mlflow"}.items():
+    for database, owner in owners.items():
         lines.append(f"create database {database} owner {owner};")
         lines.append(f"revoke connect, temporary on database {database} from public;")
     lines.append("revoke connect on database postgres, template1 from public;")
@@ -167,10 +168,15 @@ def airflow_variables(known: Mapping[str, str]) -> dict[str, str]:
 
 
 def worker_variables(known: Mapping[str, str]) -> dict[str, str]:
-    """The queue, and where results go: the same server. Everything else a worker asks of Airflow's API, with the
-    token that comes with each task."""
-    url = f"redis://airflow:{known['broker_airflow']}@broker:6379"
-    return {"AIRFLOW__CELERY__BROKER_URL": f"{url}/0", "AIRFLOW__CELERY__RESULT_BACKEND": f"{url}/1"}
+    """The queue, and a database for results and nothing else.
+
+    Everything else a worker asks of Airflow's API, with the token that comes with each task.
+    """
+    results = f"celery:{known['postgres_celery']}@postgres:5432/celery"
+    return {
+        "AIRFLOW__CELERY__BROKER_URL": f"redis://airflow:{known['broker_airflow']}@broker:6379/0",
+        "AIRFLOW__CELERY__RESULT_BACKEND": f"db+postgresql+psycopg2://{results}",
+    }
 
 
 def mlflow_variables(known: Mapping[str, str]) -> dict[str, str]:

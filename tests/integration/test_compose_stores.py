@@ -90,7 +90,7 @@ def test_the_databases_migrate_and_every_role_can_sign_in(postgres: int, passwor
 
 
 def test_owners_may_make_tables_and_others_may_not_enter(postgres: int, passwords: dict[str, str]) -> None:
-    for owner in ("airflow", "mlflow"):
+    for owner in ("airflow", "celery", "mlflow"):
         connection = connect(postgres, owner, passwords[f"postgres_{owner}"], owner)
         with connection.cursor() as cursor:
             cursor.execute("create table probe (x int); drop table probe")
@@ -98,6 +98,7 @@ def test_owners_may_make_tables_and_others_may_not_enter(postgres: int, password
     for user, database in (
         ("analyst", "airflow"),
         ("loader", "mlflow"),
+        ("celery", "airflow"),
         ("airflow", "lyrebird"),
         ("mlflow", "airflow"),
     ):
