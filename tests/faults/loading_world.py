@@ -125,6 +125,12 @@ def start(name: str, generation: int, settings: Settings, stop_at: str = "") -> 
     return process, ours
 
 
+def await_stage(line: Connection, stage: str) -> None:
+    """Wait until the loader has reached a stage. EOFError when it ends before."""
+    while line.recv() != stage:
+        pass
+
+
 def said(line: Connection) -> list[str]:
     """What the loader has said since, as far as it came through."""
     words = []
@@ -145,10 +151,12 @@ def load(name: str, generation: int, settings: Settings, reached: Callable[[str]
 def tables(name: str, settings: Settings) -> dict[str, list[Any]]:
     """Everything that loading leaves in the stores, but for times and the source's own name."""
     mine = f"where source = '{name}'"
-    version = "_load, _position, _key, _hash, _deleted, _landing"
+    version = "_load, _position, _key, _deleted, _landing"
     queries = {
-        "rows": f'select {version}, id, value, text, "when", file from raw.{name}_rows',
-        "papers": f"select {version}, doc::text from raw.{name}_papers",
+        # the address of a small file has the source's name in it, and so has the hash of a row that holds one
+        "rows": f'select {version}, case when file is null then _hash end, id, value, text, "when", file '
+        f"from raw.{name}_rows",
+        "papers": f"select {version}, _hash, doc::text from raw.{name}_papers",
         "load": "select load, resource, lane, slice, state, pages, rows, versions, quarantined, bytes "
         f"from ops.load {mine}",
         "cursor": f"select resource, lane, cursor::text, load from ops.cursor {mine}",
