@@ -103,7 +103,10 @@ def judge_pending(source: Source, stores: Stores, settings: Settings, say: Say) 
         waiting = sql.fetchall()
     states = {}
     for load, name, lane in waiting:
-        resource = next(r for r in source.resources if r.name == name)
+        resource = next((r for r in source.resources if r.name == name), None)
+        if resource is None:
+            say(f"{source.name}: load {load} is of the resource {name}, which is no more; left as it is")
+            continue
         verdict = gate.audit(
             settings, stores.objects, source.name, source.domain, source.table(resource), load, resource.mode
         )

@@ -27,11 +27,12 @@ SOURCES = ("parallel_files", "piano_roll_files", "audio_folder")
 def forget(stack: Stack) -> None:
     """Take away what these tests have loaded: other modules find the stores as they were."""
     objects = Objects(stack.settings("loader"))
-    with closing(warehouse.connect(stack.settings("loader"))) as db, db, db.cursor() as sql:
+    with closing(warehouse.connect(stack.settings("admin"))) as db, db, db.cursor() as sql:
         for source in map(catalogue.source, SOURCES):
             for resource in source.resources:
                 sql.execute(f'drop table if exists raw."{source.table(resource)}" cascade')
-            for table in ("load", "cursor", "landing", "quarantine"):
+                sql.execute("delete from ops.audit where subject = %s", (f"load.{source.table(resource)}",))
+            for table in ("load", "cursor", "landing", "quarantine", "ledger"):
                 sql.execute(f"delete from ops.{table} where source = %s", (source.name,))
             for key in list(objects.list("landing", f"{source.name}/")):
                 objects.delete("landing", key)
@@ -170,7 +171,7 @@ def test_mistakes_in_the_options_file(stack: Stack, place: Path) -> None:
     assert "lyrebird.toml is no TOML" in refused("ingest", "parallel_files")
 
 
-@pytest.mark.parametrize("delay", [0.75, 1.0, 1.25])
+@pytest.mark.parametrize("delay", [0.8, 1.2])
 def test_the_real_command_killed_and_run_again(stack: Stack, place: Path, delay: float) -> None:
     text_files(place, 4000)
     child = start("ingest", "parallel_files")
@@ -226,8 +227,9 @@ def test_what_no_store_would_take_ends_in_quarantine_and_not_in_a_crash(stack: S
     for _ in range(500):
         deep = [deep]
     records = [record | ({"more": deep} if record.get("id") == "deep" else {}) for record in POISON]
+    odd = "\\.\n\t\\N 🐦 \u2028 \x7f"
     good = [
-        {"id": "ключ\t\\N\n\r", "text": "\\.\n\t\\N 🐦 \u2028 \x7f", "level": 1e-300, "more": {"$a.b": ["\\", "\1"], "": {}}},
+        {"id": "ключ\t\\N\n\r", "text": odd, "level": 1e-300, "more": {"$a.b": ["\\", "\1"], "": {}}},
         {"id": "", "text": "", "level": -0.0, "more": []},
     ]  # fmt: skip
     schema = pa.schema(
@@ -255,4 +257,6 @@ def test_what_no_store_would_take_ends_in_quarantine_and_not_in_a_crash(stack: S
     else:
         stored = query(stack, f"select id, text, level, more from raw.{name}_things order by _position")
         assert [dict(zip(("id", "text", "level", "more"), row, strict=True)) for row in stored] == good
-    assert pipeline.ingest(source, stack.settings("loader"), say=lambda text: None).loads == {}
+    # one half of a pair is a question mark from landing on, and NUL is shown by a sign of its own
+    assert query(stack, f"select cursor, load from ops.cursor where source = '{name}'") == [({"next": "?␀"}, 1)]
+    assert query(stack, f"select name, meta from ops.landing where source = '{name}'") == [("page ?␀", {"title": "?␀"})]

@@ -68,7 +68,7 @@ def test_records_that_keep_the_contract_pass(record: dict[str, Any]) -> None:
 
 
 @seed(2)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.dictionaries(st.sampled_from([*KINDS, "more"]), anything, max_size=8), st.sampled_from(["rows", "documents"]))
 def test_any_record_is_stored_or_refused_with_a_reason(record: dict[str, Any], store: str) -> None:
     said = reason(record, store)
@@ -140,7 +140,7 @@ def test_a_document_nests_as_deep_as_the_store_and_no_deeper() -> None:
 
 
 @seed(3)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.none() | text | st.integers(), min_size=1, max_size=3), st.lists(text, min_size=1, max_size=3))
 def test_different_keys_have_different_texts(one: list[Any], other: list[Any]) -> None:
     assert (rows.key_text(tuple(one)) == rows.key_text(tuple(other))) == (one == other)
@@ -153,7 +153,7 @@ def test_a_key_is_itself_when_it_is_one_text_and_json_otherwise() -> None:
 
 
 @seed(4)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(good, st.randoms(use_true_random=False))
 def test_the_hash_knows_content_and_not_order(record: dict[str, Any], shuffle: Any) -> None:
     items = list(record.items())
