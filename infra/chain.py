@@ -6,7 +6,6 @@ asset changed, and this file waits and tells.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -89,14 +88,12 @@ class Airflow:
         return found
 
 
-def run(data: Path | None, say: Say) -> None:
+def run(say: Say) -> None:
     """Run the chain to its end and print what came out.
 
     Raises Problem that names the task when something failed.
     """
     started, begin = datetime.now(UTC), time.monotonic()
-    if data is not None:
-        configure(data, say)
     airflow = Airflow(for_role("admin"))
     dags = _all_dags(airflow)
     for dag in dags:
@@ -270,7 +267,3 @@ def progress(dag: str) -> str:
 
 def _time(text: str | None) -> datetime:
     return datetime.fromisoformat(text) if text else datetime.now(UTC)
-
-
-if __name__ == "__main__":
-    run(Path(sys.argv[1]) if len(sys.argv) > 1 else None, print)

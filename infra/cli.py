@@ -162,8 +162,10 @@ def run(
     """Start the stack and run the whole chain through Airflow, with live progress; then say what came out."""
     from infra import chain
 
+    if data is not None:
+        chain.configure(data, say)
     up()
-    chain.run(data, say)
+    chain.run(say)
 
 
 @app.command()

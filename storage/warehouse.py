@@ -37,7 +37,7 @@ def connect(settings: Settings, *, application: str = "lyrebird") -> connection:
         )
     except psycopg2.OperationalError as error:
         where = f"{settings.postgres_user}@{settings.postgres_host}:{settings.postgres_port}"
-        reason = str(error).strip().splitlines()[-1]
+        reason = str(error).strip().splitlines()[0]
         raise Problem(
             f"PostgreSQL at {where} does not answer: {reason}", "Is the stack up? `lyrebird status`"
         ) from error

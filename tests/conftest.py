@@ -13,10 +13,17 @@ SHARED = ROOT.parent / "shared" / "data"
 
 
 @pytest.fixture(scope="session")
-def stack() -> Iterator[Stack]:
-    """The stores, empty and migrated."""
+def session_stack() -> Iterator[Stack]:
+    """The stores of this session (of this worker, when tests run side by side)."""
     with temporary_stack() as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def stack(session_stack: Stack) -> Stack:
+    """The stores, empty and migrated, whatever the modules before have left in them."""
+    session_stack.reset()
+    return session_stack
 
 
 @pytest.fixture(scope="session")

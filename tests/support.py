@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +14,9 @@ import pytest
 
 from infra.embedded import stack as embedded
 from infra.embedded.home import random_free
+from storage import warehouse
+from storage.documents import Documents
+from storage.objects import Objects
 from storage.settings import Role, Settings, for_role
 
 STORES = ("postgres", "cache", "stream", "documents", "objects")
@@ -35,6 +38,36 @@ class Stack:
     def settings(self, role: Role) -> Settings:
         return for_role(role)
 
+    def reset(self) -> None:
+        """Forget all data, so that a module of tests finds the stores as after the first `up`."""
+        admin = self.settings("admin")
+        with closing(warehouse.connect(admin)) as db, db, db.cursor() as sql:
+            sql.execute(
+                """
+                select format('drop %s if exists %I.%I cascade',
+                              case c.relkind when 'v' then 'view' else 'table' end, n.nspname, c.relname)
+                from pg_class as c join pg_namespace as n on n.oid = c.relnamespace
+                where n.nspname in ('raw', 'staging', 'core', 'marts') and c.relkind in ('r', 'v')
+                union all
+                select format('drop schema %I cascade', nspname) from pg_namespace where nspname like 'marts\\_%'
+                union all
+                select format('truncate %I.%I', schemaname, tablename) from pg_tables
+                where schemaname in ('ops', 'ml')
+                """
+            )
+            for (statement,) in sql.fetchall():
+                sql.execute(statement)
+        objects = Objects(admin)
+        for bucket in ("landing", "derived", "datasets"):
+            for key in list(objects.list(bucket)):
+                objects.delete(bucket, key)
+        documents = Documents(admin)
+        for name in documents.database.list_collection_names():
+            documents.database.drop_collection(name)
+        for name in ("dbt", "runs", "models", "gx"):
+            shutil.rmtree(self.home / name, ignore_errors=True)
+        (self.home / "lyrebird.toml").unlink(missing_ok=True)
+
 
 @contextmanager
 def temporary_stack() -> Iterator[Stack]:
@@ -53,6 +86,8 @@ def temporary_stack() -> Iterator[Stack]:
         running = Stack(home)
         try:
             running.need(*STORES)
+            for name in [name for name in os.environ if name.startswith("LYREBIRD_PORT_")]:
+                patch.delenv(name)  # they are written down; other stacks that a test starts choose their own
             yield running
         finally:
             embedded.down(home)

@@ -139,5 +139,5 @@ def test_the_installed_packages_have_what_the_demo_needs() -> None:
 
 
 def test_packages_that_are_not_there_are_one_sentence() -> None:
-    with pytest.raises(Problem, match=r"no-such-package.*pip install 'lyrebird\[demo\]'"):
+    with pytest.raises(Problem, match=r"no-such-package.*make install"):
         fetch(packages="no-such-package")

@@ -61,7 +61,7 @@ def test_an_unknown_collection_lists_the_known_ones() -> None:
 
 def test_without_music21_one_sentence_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(Problem, match=r"music21.*is not installed.*pip install 'lyrebird\[demo\]'"):
+    with pytest.raises(Problem, match=r"music21.*is not installed.*make install"):
         fetch()
 
 
