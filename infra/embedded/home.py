@@ -20,7 +20,7 @@ import secrets
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -182,7 +182,7 @@ class Home:
         path = self.root / "ports.json"
         return dict(json.loads(path.read_text())) if path.exists() else {}
 
-    def choose_ports(self, ours: Collection[int], wanted: Collection[str], progress: Progress) -> dict[str, int]:
+    def choose_ports(self, ours: Container[int], wanted: Collection[str], progress: Progress) -> dict[str, int]:
         """Settle the port of every server, and remember it.
 
         ``ours``: ports on which servers of this installation listen now. ``wanted``: servers about to start; only
@@ -195,7 +195,7 @@ class Home:
             server = name.partition("_")[0]
             port = asked_port(name)
             if port is not None:
-                if server in wanted and port not in ours and not is_free(port):
+                if server in wanted and not is_free(port) and port not in ours:
                     variable = f"LYREBIRD_PORT_{name.upper()}"
                     raise Problem(
                         f"port {port}, which {variable} asks for, is taken{holder(port)}",
@@ -203,7 +203,7 @@ class Home:
                     )
             else:
                 port = before.get(name) or DEFAULT_PORTS.get(name)
-                taken = port is None or port in chosen.values() or not (port in ours or is_free(port))
+                taken = port is None or port in chosen.values() or not (is_free(port) or port in ours)
                 if port is None or taken:
                     free = random_free(avoid={*chosen.values(), *before.values(), *DEFAULT_PORTS.values()})
                     if port is not None and server in wanted and name in DEFAULT_PORTS:

@@ -87,7 +87,7 @@ def _start(home: Home, services: list[Service], progress: Progress) -> None:
         progress("Ended what an earlier, killed stack had left running.")
     alive = {name: int(state["pid"]) for name, state in (states or {}).items() if state["statename"] in ALIVE}
     passwords = home.passwords()
-    ports = home.choose_ports(_listening(alive.values()), {service.name for service in services}, progress)
+    ports = home.choose_ports(_OurPorts(supervisor), {service.name for service in services}, progress)
     programs = all_programs(home, ports, passwords)
     write_roles(home, ports, passwords)
     supervisor.ensure(programs, clean_environment())
@@ -120,6 +120,20 @@ def _listening(pids: Iterable[int]) -> set[int]:
             continue
         ports |= {connection.laddr.port for connection in found if connection.status == psutil.CONN_LISTEN}
     return ports
+
+
+class _OurPorts:
+    """The ports on which what our supervisor started listens, looked up at each question.
+
+    A server that was killed is started again while we ask: what was true a moment ago says nothing of its process.
+    """
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self.supervisor = supervisor
+
+    def __contains__(self, port: object) -> bool:
+        states = self.supervisor.states() or {}
+        return port in _listening(int(state["pid"]) for state in states.values())
 
 
 def _same(path: Path, text: str) -> bool:
