@@ -28,10 +28,10 @@ status: install ## How each server is doing
 	@$(BIN)/lyrebird status
 
 test: install ## All tests but the long ones, against real servers in a temporary folder
-	@$(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-long: install ## All tests
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 unit: install ## The fast tests, without servers, in under a minute
 	@$(BIN)/python -m pytest tests/unit -n 2
