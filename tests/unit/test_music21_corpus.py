@@ -27,8 +27,7 @@ def fetch(cursor: dict[str, Any] | None = None, **options: Any) -> list[Page]:
 @pytest.fixture
 def corpus() -> Path:
     found = importlib.util.find_spec("music21")
-    if found is None or found.origin is None:
-        pytest.skip("needs the package music21 (extra demo)")
+    assert found is not None and found.origin is not None, "the extra `demo` is not installed"
     return Path(found.origin).parent / "corpus"
 
 
