@@ -499,12 +499,16 @@ def _alias(client: MlflowClient, name: str, alias: str) -> int | None:
 def _registry(settings: Settings) -> Iterator[MlflowClient]:
     """MLflow's client with these settings' credentials; what it cannot do is told in a sentence."""
     settings.need("mlflow_url", "mlflow_user", "mlflow_password")
-    os.environ.update(QUIET)
-    os.environ["MLFLOW_TRACKING_USERNAME"] = settings.mlflow_user
-    os.environ["MLFLOW_TRACKING_PASSWORD"] = settings.mlflow_password.get_secret_value()
-    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "2"  # its default keeps a person waiting for minutes
-    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
-    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # stdout is for answers
+    # MLflow takes credentials and options from the environment alone; they leave it with the client.
+    wanted = QUIET | {
+        "MLFLOW_TRACKING_USERNAME": settings.mlflow_user,
+        "MLFLOW_TRACKING_PASSWORD": settings.mlflow_password.get_secret_value(),
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # its default keeps a person waiting for minutes
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout is for answers
+    }
+    before = {name: os.environ[name] for name in wanted if name in os.environ}
+    os.environ.update(wanted)
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
@@ -516,6 +520,10 @@ def _registry(settings: Settings) -> Iterator[MlflowClient]:
             f"MLflow at {settings.mlflow_url} did not do it: {said}",
             "Is the stack up? `lyrebird status`. A version that was fetched before works without it: NAME@3",
         ) from error
+    finally:
+        for name in wanted:
+            os.environ.pop(name, None)
+        os.environ.update(before)
 
 
 @contextmanager

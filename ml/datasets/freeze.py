@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
-import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -252,13 +251,14 @@ def newest(name: str, settings: Settings) -> dict[str, Any]:
 
 
 def reader(manifest: dict[str, Any], settings: Settings, cache: Path | None = None) -> Version:
-    """The version as training code reads it. It takes the object store's address and keys from the environment, as on
-    a GPU node that knows no settings; here these settings' are put there."""
-    os.environ["LYREBIRD_S3_ENDPOINT"] = settings.s3_endpoint
-    os.environ["LYREBIRD_S3_ACCESS_KEY"] = settings.s3_access_key
-    os.environ["LYREBIRD_S3_SECRET_KEY"] = settings.s3_secret_key.get_secret_value()
-    os.environ["LYREBIRD_S3_REGION"] = settings.s3_region
-    return Version(manifest["uri"], cache)
+    """The version as training code reads it, with these settings' way to the object store."""
+    access = {
+        "LYREBIRD_S3_ENDPOINT": settings.s3_endpoint,
+        "LYREBIRD_S3_ACCESS_KEY": settings.s3_access_key,
+        "LYREBIRD_S3_SECRET_KEY": settings.s3_secret_key.get_secret_value(),
+        "LYREBIRD_S3_REGION": settings.s3_region,
+    }
+    return Version(manifest["uri"], cache, access)
 
 
 class Content:

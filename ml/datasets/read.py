@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,13 @@ class Version:
     """A frozen version.
 
     `uri` is a folder, `file:///…` or `s3://bucket/prefix`. S3 is reached with LYREBIRD_S3_ENDPOINT,
-    LYREBIRD_S3_ACCESS_KEY, LYREBIRD_S3_SECRET_KEY and LYREBIRD_S3_REGION. `cache` is where files from S3 are kept;
-    without it `$LYREBIRD_HOME/cache/datasets`, or `~/.cache/lyrebird/datasets`. Raises Problem for whatever is wrong.
+    LYREBIRD_S3_ACCESS_KEY, LYREBIRD_S3_SECRET_KEY and LYREBIRD_S3_REGION, from the environment or from `access`.
+    `cache` is where files from S3 are kept; without it `$LYREBIRD_HOME/cache/datasets`, or
+    `~/.cache/lyrebird/datasets`. Raises Problem for whatever is wrong.
     """
 
-    def __init__(self, uri: str | Path, cache: Path | None = None) -> None:
+    def __init__(self, uri: str | Path, cache: Path | None = None, access: Mapping[str, str] | None = None) -> None:
+        self._access = os.environ if access is None else access
         self.uri = str(uri).removeprefix("file://").rstrip("/")
         self._remote = self.uri.startswith("s3://")
         self._cache = cache or _default_cache()
@@ -133,12 +135,17 @@ class Version:
 
     @cached_property
     def _s3(self) -> fs.S3FileSystem:
-        endpoint = os.environ.get("LYREBIRD_S3_ENDPOINT", "")
+        endpoint = self._access.get("LYREBIRD_S3_ENDPOINT", "")
+        if not endpoint:  # the client's own fallback would be to ask AWS, elsewhere
+            raise Problem(
+                f"{self.uri} is in an object store, and LYREBIRD_S3_ENDPOINT does not say which",
+                "Set it, e.g. to http://127.0.0.1:9000, with LYREBIRD_S3_ACCESS_KEY and LYREBIRD_S3_SECRET_KEY",
+            )
         scheme, _, host = endpoint.rpartition("://")
         return fs.S3FileSystem(
-            access_key=os.environ.get("LYREBIRD_S3_ACCESS_KEY"),
-            secret_key=os.environ.get("LYREBIRD_S3_SECRET_KEY"),
-            region=os.environ.get("LYREBIRD_S3_REGION") or "us-east-1",
+            access_key=self._access.get("LYREBIRD_S3_ACCESS_KEY"),
+            secret_key=self._access.get("LYREBIRD_S3_SECRET_KEY"),
+            region=self._access.get("LYREBIRD_S3_REGION") or "us-east-1",
             endpoint_override=host.rstrip("/") or None,
             scheme=scheme or "https",
             connect_timeout=5,
@@ -164,7 +171,7 @@ class Version:
         )
 
     def _unreachable(self, error: OSError) -> Problem:
-        endpoint = os.environ.get("LYREBIRD_S3_ENDPOINT", "AWS")
+        endpoint = self._access.get("LYREBIRD_S3_ENDPOINT")
         return Problem(
             f"The object store at {endpoint} did not give {self.uri} ({str(error).splitlines()[0]})",
             "Check that it runs, and LYREBIRD_S3_ENDPOINT, LYREBIRD_S3_ACCESS_KEY and LYREBIRD_S3_SECRET_KEY",

@@ -163,7 +163,7 @@ def test_a_chain_tries_no_address_but_loopback(stack: Stack, sources: None, watc
         assert done.returncode == 0, done.stderr[-2000:]
         assert watched.abroad() == []
     # the registry's client: it has no such model, or, where no test has started MLflow yet, no registry
-    done = watched.run("trainer", "-m", "infra.cli", "translate", "hello", "--model", "translation-en-de@champion")
+    done = watched.run("trainer", "-m", "infra.cli", "translate", "hello", "--model", "translation-xx-yy@champion")
     assert done.returncode == 1, done.stderr
     assert "MLflow at http://127.0.0.1:" in done.stderr or "there is no model" in done.stderr
     assert watched.abroad() == []

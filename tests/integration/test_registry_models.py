@@ -23,7 +23,7 @@ from ml.birds.train import PRESETS, train
 from ml.datasets import freeze
 from ml.datasets.read import Version
 from ml.training.evaluation import write_scores
-from storage import warehouse
+from storage import roles, warehouse
 from storage.cache import Cache
 from storage.errors import Problem
 from storage.objects import Objects
@@ -65,11 +65,13 @@ def turned_round(run: Path, folder: Path, version: Version) -> Path:
 def runs(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     stack.need("mlflow")
     settings, folder = stack.settings("trainer"), tmp_path_factory.mktemp("runs")
-    with world.marts(stack):
+    with world.marts(stack), pytest.MonkeyPatch.context() as patch:
         rows = world.clips(stack, 160)
         world.publish(stack, "mart_birds_training_clips", [row | {"recording_id": row["clip_id"]} for row in rows])
         frozen = freeze.freeze(MODEL, settings)
-        freeze.reader(freeze.show(frozen.version, settings), settings)
+        for name, value in roles.environment_of("trainer").items():  # training finds the object store there
+            if name.startswith("LYREBIRD_S3_"):
+                patch.setenv(name, value)
         good = trained(frozen.uri, folder / "good", 60)
         yield Runs(settings, frozen.version, turned_round(good, folder / "bad", Version(frozen.uri)), good)
 

@@ -85,3 +85,9 @@ def test_an_object_store_that_does_not_answer_is_named(monkeypatch: pytest.Monke
     monkeypatch.setenv("LYREBIRD_S3_SECRET_KEY", "secret")
     with pytest.raises(Problem, match=r"http://127.0.0.1:1 did not give s3://datasets/numbers"):
         Version("s3://datasets/numbers/0123", cache=tmp_path)
+
+
+def test_without_the_address_of_an_object_store_none_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("LYREBIRD_S3_ENDPOINT", raising=False)
+    with pytest.raises(Problem, match=r"s3://datasets/numbers/0123.*LYREBIRD_S3_ENDPOINT does not say which"):
+        Version("s3://datasets/numbers/0123", cache=tmp_path)
