@@ -16,6 +16,8 @@ from typing import Any
 
 import requests
 import tomli_w
+from rich.console import Console
+from rich.markup import escape
 
 from ingestion import catalogue
 from storage import warehouse
@@ -23,7 +25,7 @@ from storage.errors import Problem
 from storage.settings import Settings, for_role, home, options, options_file
 
 Say = Callable[[str], None]
-ACTIVE = ("queued", "running")
+ACTIVE, ENDED = ("queued", "running"), ("success", "failed")
 QUIET_SECONDS = 12  # without any active or pending run: the chain has come to rest
 PATIENCE_SECONDS = 3 * 3600
 DETAIL_SECONDS = 15  # between two lines that differ only in how far a training is
@@ -101,7 +103,9 @@ def run(say: Say) -> None:
     roots = [f"ingest_{source.name}" for source in catalogue.sources() if not source.after]
     _mend(airflow, dags, say)
     _trigger(airflow, roots, started)
-    Watch(airflow, started, begin, say).to_the_end()
+    console = Console(stderr=True)
+    display = Screen(console, begin) if console.is_terminal else Log(say, begin)
+    Watch(airflow, started, display).to_the_end()
     from infra import summary
 
     summary.tell(say, time.monotonic() - begin)
@@ -160,27 +164,92 @@ def _trigger(airflow: Airflow, roots: list[str], since: datetime) -> None:
 
 
 @dataclass
+class Line:
+    """What is told of one run: the DAG, its state, the tasks at work, what it has counted, for how long."""
+
+    dag: str
+    state: str
+    tasks: str
+    counted: str
+    seconds: float
+
+    def __str__(self) -> str:
+        doing = f"in {self.seconds:,.0f} s" if self.state in ENDED else self.tasks
+        return f"{self.dag:<28} {self.state:<8} {doing} {self.counted}".rstrip()
+
+
+class Log:
+    """A line for each thing that changes: for a file, or a screen that is none."""
+
+    def __init__(self, say: Say, begin: float) -> None:
+        self._say, self._begin = say, begin
+        self._shown: dict[str, tuple[str, str, str, float]] = {}
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def show(self, lines: dict[str, Line]) -> None:
+        now = time.monotonic()
+        for key, line in lines.items():
+            state, tasks, counted, at = self._shown.get(key, ("", "", "", 0.0))
+            moved = line.state != state or (line.tasks not in (tasks, ""))
+            if moved or (line.counted != counted and now - at > DETAIL_SECONDS):
+                self._shown[key] = (line.state, line.tasks, line.counted, now)
+                self._say(f"{clock(now - self._begin)}  {line}")
+
+
+class Screen:
+    """A table that changes in its place, a row for each run of the chain."""
+
+    def __init__(self, console: Console, begin: float) -> None:
+        from rich.live import Live
+
+        self._begin = begin
+        self._live = Live(console=console, refresh_per_second=4, vertical_overflow="visible")
+
+    def __enter__(self) -> Screen:
+        self._live.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._live.__exit__(*error)
+
+    def show(self, lines: dict[str, Line]) -> None:
+        from rich.table import Table
+
+        ended = sum(line.state in ENDED for line in lines.values())
+        total = f"{ended} of {len(lines)} runs so far"
+        table = Table(clock(time.monotonic() - self._begin), "state", "for", f"at work ({total})", box=None)
+        for line in sorted(lines.values(), key=lambda line: line.state not in ENDED):
+            colour = {"success": "green", "failed": "red", "running": "cyan"}.get(line.state, "dim")
+            words = " ".join(filter(None, (line.tasks, line.counted)))
+            table.add_row(line.dag, f"[{colour}]{line.state}", clock(line.seconds), escape(words))
+        self._live.update(table)
+
+
+@dataclass
 class Watch:
     """Follow the runs until all is quiet, telling what goes on."""
 
     airflow: Airflow
     since: datetime
-    begin: float
-    say: Say
+    display: Log | Screen
     seen: dict[str, dict[str, Any]] = field(default_factory=dict)
+    ended: dict[str, Line] = field(default_factory=dict)
 
     def to_the_end(self) -> None:
+        with self.display:
+            self._follow()
+
+    def _follow(self) -> None:
         quiet_since: float | None = None
-        shown: dict[str, tuple[str, float]] = {}
         end = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < end:
             runs = self._runs()
-            for key, run in runs.items():
-                line, detail = self._line(run)
-                before, at = shown.get(key, ("", 0.0))
-                if line != before or (run["state"] == "running" and detail and time.monotonic() - at > DETAIL_SECONDS):
-                    shown[key] = (line, time.monotonic())
-                    self.say(f"{self._clock()}  {line} {detail}".rstrip())
+            self.display.show({key: self._line(key, run) for key, run in runs.items()})
             active = [run for run in runs.values() if run["state"] in ACTIVE]
             if active or not runs:
                 quiet_since = None
@@ -204,32 +273,38 @@ class Watch:
         self.seen = found
         return found
 
-    def _line(self, run: dict[str, Any]) -> tuple[str, str]:
-        """A run's state and the tasks at work, and what it has counted so far."""
-        name = f"{run['dag_id']:<28}"
-        if run["state"] in ("success", "failed"):
-            took = (_time(run["end_date"]) - _time(run["start_date"])).total_seconds()
-            return f"{name} {run['state']:<8} in {took:,.0f} s", counts(run["dag_id"])
-        if run["state"] == "queued":
-            return f"{name} queued", ""
+    def _line(self, key: str, run: dict[str, Any]) -> Line:
+        if key in self.ended and run["state"] == self.ended[key].state:
+            return self.ended[key]
+        dag, state = run["dag_id"], run["state"]
+        seconds = (_time(run["end_date"]) - _time(run["start_date"])).total_seconds()
+        if state in ENDED:
+            self.ended[key] = Line(dag, state, "", counts(dag), seconds)
+            return self.ended[key]
+        if state == "queued":
+            return Line(dag, state, "", "", 0.0)
         working = [
             f"{task['task_id']}{'' if task['map_index'] < 0 else '[' + str(task['map_index']) + ']'}"
             for task in self.airflow.tasks(run)
             if task["state"] == "running"
         ]
-        return f"{name} running  {', '.join(working)}", progress(run["dag_id"])
-
-    def _clock(self) -> str:
-        seconds = int(time.monotonic() - self.begin)
-        return f"{seconds // 60:3}:{seconds % 60:02}"
+        return Line(dag, state, ", ".join(working), progress(dag), seconds)
 
     def _problem(self, failed: list[dict[str, Any]]) -> Problem:
         run = failed[-1]
-        tasks = [task["task_id"] for task in self.airflow.tasks(run) if task["state"] == "failed"]
-        where = f"{run['dag_id']}.{tasks[0]}" if tasks else run["dag_id"]
-        more = f" (and {len(failed) - 1} more runs failed)" if len(failed) > 1 else ""
+        tasks = [task for task in self.airflow.tasks(run) if task["state"] == "failed"]
+        what = self._last_words(run, tasks[0]) if tasks else f"{run['dag_id']} failed"
+        more = f" ({len(failed) - 1} more runs failed.)" if len(failed) > 1 else ""
         link = f"{self.airflow.base}/dags/{run['dag_id']}/runs/{run['dag_run_id']}"
-        return Problem(f"{where} failed{more}", f"Its log says why: {link} ; docs/runbook.md says what helps")
+        return Problem(what + more, f"Its log: {link}")
+
+    def _last_words(self, run: dict[str, Any], task: dict[str, Any]) -> str:
+        """What the failed task said of it, from its log."""
+        path = f"dags/{run['dag_id']}/dagRuns/{run['dag_run_id']}/taskInstances/{task['task_id']}"
+        asked = {"params": {"map_index": task["map_index"]}, "headers": {"Accept": "application/json"}}
+        log = self.airflow.call("GET", f"{path}/logs/{task['try_number']}", **asked)["content"]
+        said = [line["event"] for line in log if isinstance(line, dict) and line.get("logger") == "lyrebird"]
+        return str(said[-1]) if said else f"{run['dag_id']}.{task['task_id']} failed"
 
 
 def counts(dag: str) -> str:
@@ -240,8 +315,10 @@ def counts(dag: str) -> str:
         "where source = %s and state = 'published'",
         "transform": "select cardinality(marts) || ' marts, version ' || version from ops.publication "
         "where domain = %s order by version desc limit 1",
-        "train": "select string_agg(model || ' ' || round(value::numeric, 3) || ' (' || metric || ')', ', ') "
-        "from ml.score where split = 'valid' and model like %s || '%%' and baseline is not null",
+        "train": "select string_agg(scores, '; ') from (select distinct on (model) model || ': ' || "
+        "string_agg(metric || ' ' || round(value::numeric, 3), ', ' order by metric) as scores from ml.score "
+        "where split = 'valid' and model like %s || '%%' and baseline is not null "
+        "group by model, model_version order by model, model_version desc) as newest",
         "predict": "select count(*) || ' predictions' from ml.prediction where model like %s || '%%'",
     }[kind]
     with closing(warehouse.connect(for_role("admin"))) as db, db, db.cursor() as sql:
@@ -263,6 +340,10 @@ def progress(dag: str) -> str:
     lines = [json.loads(line) for line in events[-1].read_text().splitlines()[-20:] if line.endswith("}")]
     last = next((line for line in reversed(lines) if "loss" in line), None)
     return f"{events[-1].parent.parent.name}: step {last['step']}, loss {last['loss']:.3f}" if last else ""
+
+
+def clock(seconds: float) -> str:
+    return f"{int(seconds) // 60:3}:{int(seconds) % 60:02}"
 
 
 def _time(text: str | None) -> datetime:

@@ -109,7 +109,7 @@ def status(as_json: Json = False) -> None:
             state = one.state if one.healthy or one.state != "running" else "running, not healthy"
             address = one.url or (f"127.0.0.1:{one.port}" if one.port else "")
             if one.pid:
-                used = (f"{one.rss_mb:,.0f} MB", f"{one.cpu_seconds:,.0f} s", f"{one.uptime_s / 60:,.0f} min")
+                used = (f"{one.memory_mb:,.0f} MB", f"{one.cpu_seconds:,.0f} s", f"{one.uptime_s / 60:,.0f} min")
             else:
                 used = ("", "", "")
             table.add_row(one.name, state, address, *used)

@@ -124,11 +124,25 @@ def judge_pending(source: Source, stores: Stores, settings: Settings, say: Say) 
 
 
 def rejected(source: Source, settings: Settings) -> list[tuple[int, str]]:
-    """Resources' newest loads that were rejected, with the reason: what a person has to mend."""
+    """Resources' newest loads that were rejected, with the reason: what a person has to mend.
+
+    A resource that was looked at since, and found as it was accepted last, is mended: no newer load says so, the
+    ledger does.
+    """
     with closing(warehouse.connect(settings)) as db, db, db.cursor() as sql:
         sql.execute(
-            "select load, reason from (select distinct on (resource, lane) * from ops.load where source = %s "
-            "order by resource, lane, load desc) as newest where state = 'rejected' order by load",
+            """
+            select load, reason from (
+                select distinct on (resource, lane) * from ops.load where source = %s
+                order by resource, lane, load desc
+            ) as newest
+            where state = 'rejected' and not exists (
+                select from ops.ledger as l
+                where (l.source, l.resource, l.lane) = (newest.source, newest.resource, newest.lane)
+                  and l.state = 'done' and l.updated_at > newest.judged_at
+            )
+            order by load
+            """,
             (source.name,),
         )
         return sql.fetchall()

@@ -307,6 +307,7 @@ def _mlflow(home: Home, ports: Mapping[str, int], passwords: Mapping[str, str]) 
         "MLFLOW_AUTH_CONFIG_PATH": str(config),
         "MLFLOW_FLASK_SERVER_SECRET_KEY": passwords["mlflow_key"],
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_SQLALCHEMYSTORE_POOL_SIZE": "2",  # each connection is a process of PostgreSQL
         "AWS_ACCESS_KEY_ID": "mlflow",
         "AWS_SECRET_ACCESS_KEY": passwords["objects_mlflow"],
         "AWS_DEFAULT_REGION": REGION,

@@ -46,7 +46,7 @@ class ServiceStatus:
     url: str | None
     healthy: bool
     cpu_seconds: float
-    rss_mb: float
+    memory_mb: float
     uptime_s: float
     log: str
 
@@ -317,7 +317,7 @@ def _describe(
     # supervisord calls a program starting for its first second, whatever the probe says
     shown = "running" if healthy else names.get(str(state.get("statename")), "stopped")
     pid = int(str(state.get("pid") or 0)) or None
-    cpu, rss, began = _measure(pid)
+    cpu, memory, began = _measure(pid)
     port = port if service.programs[0] == name else None
     return ServiceStatus(
         name=name,
@@ -328,26 +328,30 @@ def _describe(
         url=f"http://127.0.0.1:{port}" if port and service.name in (*WEB, "objects") else None,
         healthy=healthy,
         cpu_seconds=round(cpu, 2),
-        rss_mb=round(rss / 1e6, 1),
+        memory_mb=round(memory / 1e6, 1),
         uptime_s=round(time.time() - began, 1) if began else 0.0,
         log=str(home.log(name)),
     )
 
 
 def _measure(pid: int | None) -> tuple[float, int, float]:
-    """CPU seconds and resident bytes of a process and its descendants, and when it began."""
+    """CPU seconds and bytes of memory of a process and its descendants, and when it began.
+
+    Memory that processes share, PostgreSQL's buffers and what forked workers began with, counts once where the system
+    tells (PSS, on Linux).
+    """
     if pid is None:
         return 0.0, 0, 0.0
-    cpu, rss, began = 0.0, 0, 0.0
+    cpu, memory, began = 0.0, 0, 0.0
     for one in _family(pid):
         try:
             began = began or one.create_time()
             times = one.cpu_times()
             cpu += times.user + times.system
-            rss += one.memory_info().rss
+            memory += getattr(one.memory_full_info(), "pss", 0) or one.memory_info().rss
         except psutil.Error:
             continue
-    return cpu, rss, began
+    return cpu, memory, began
 
 
 def credentials(home: Path | str) -> tuple[str, str]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storage import warehouse
+from storage.errors import Problem
 from storage.gates import data_docs
 from storage.objects import Objects
 from storage.settings import Settings, home
@@ -53,7 +54,10 @@ def run(
     statistics: dict[str, Any],
     key: str | None = None,
 ) -> Verdict:
-    """Audit what ``query`` gives. ``key`` is the column that names failing rows; the query may hold no ``%``."""
+    """Audit what ``query`` gives. ``key`` is the column that names failing rows; the query may hold no ``%``.
+
+    Raises Problem, and writes nothing down, when an expectation could not be evaluated.
+    """
     os.environ["GX_ANALYTICS_ENABLED"] = "False"
     import great_expectations as gx
     from great_expectations.checkpoint import UpdateDataDocsAction
@@ -84,6 +88,12 @@ def run(
         started = datetime.now(UTC)
         result = next(iter(checkpoint.run().run_results.values()))
         page = _upload(objects, folder / "site", since=started)
+    errors = [error["exception_message"] for item in result.results for error in _exceptions(item.exception_info)]
+    if errors:  # no verdict: a server that went away says nothing about the data
+        raise Problem(
+            f"the audit of {subject} could not be done: {errors[0].strip().splitlines()[0][:300]}",
+            "Run it again when `lyrebird status` shows the servers running",
+        )
     failed = [_failure(item, key) for item in result.results if not item.success]
     worst = "critical" if any(item["severity"] == "critical" for item in failed) else "none"
     if worst == "none" and failed:
@@ -120,9 +130,8 @@ def last_accepted(settings: Settings, subject: str) -> dict[str, Any]:
 
 
 def _failure(item: Any, key: str | None) -> dict[str, Any]:
-    """One failed expectation in plain words. One that could not be evaluated counts as critical."""
+    """One failed expectation in plain words."""
     config = item.expectation_config
-    errors = [e["exception_message"] for e in _exceptions(item.exception_info)]
     about = {k: v for k, v in config.kwargs.items() if k not in ("batch_id", "severity") and v is not None}
     observed = item.result.get("observed_value", item.result.get("unexpected_percent"))
     name = config.type.removeprefix("expect_").replace("_", " ")
@@ -130,9 +139,9 @@ def _failure(item: Any, key: str | None) -> dict[str, Any]:
     return {
         "expectation": config.type,
         "arguments": about,
-        "severity": "critical" if errors else str(getattr(config.severity, "value", config.severity)),
+        "severity": str(getattr(config.severity, "value", config.severity)),
         "observed": observed,
-        "what": f"could not be evaluated: {errors[0][:300]}" if errors else f"{_notes(config) or name}: saw {observed}",
+        "what": f"{_notes(config) or name}: saw {observed}",
         "keys": keys[:KEPT],
     }
 

@@ -94,7 +94,7 @@ def test_status_tells_what_runs(home: Home) -> None:
         assert status[name].healthy, name
         assert status[name].state == "running"
         assert status[name].port == home.ports()[name]
-        assert status[name].rss_mb > 1
+        assert status[name].memory_mb > 1
         assert status[name].uptime_s > 0
         assert Path(status[name].log).exists()
     assert status["airflow-scheduler"].state == "stopped"

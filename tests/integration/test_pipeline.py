@@ -162,6 +162,21 @@ def test_too_much_quarantine_rejects_the_load_and_readers_keep_the_old(stack: St
     assert current(stack, "rotten") == [("a", 5), ("b", 6)]
 
 
+def test_a_rejection_is_over_when_the_source_is_as_it_was(stack: Stack) -> None:
+    upstream = Upstream("reverted")
+    settings = stack.settings("loader")
+    upstream.pages = [[{"id": "a", "value": 1}]]
+    cycle(stack, upstream)
+    upstream.pages.append([{"bad": 1}])
+    cycle(stack, upstream)
+    cycle(stack, upstream)  # still bad: fetched and rejected again
+    assert [load for load, _ in pipeline.rejected(upstream.source, settings)] == [3]
+    upstream.pages.pop()
+    assert cycle(stack, upstream) == {}  # as it was accepted: nothing new
+    assert pipeline.rejected(upstream.source, settings) == []
+    assert current(stack, "reverted") == [("a", 1)]
+
+
 def test_a_shrunken_snapshot_is_rejected(stack: Stack) -> None:
     upstream = Upstream("shrunk", mode="replace")
     upstream.pages = [[{"id": f"{number:03}", "value": number} for number in range(100)]]
