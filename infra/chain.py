@@ -102,7 +102,7 @@ def run(say: Say) -> None:
         airflow.call("PATCH", f"dags/{dag}", json={"is_paused": False})
     roots = [f"ingest_{source.name}" for source in catalogue.sources() if not source.after]
     _mend(airflow, dags, say)
-    _trigger(airflow, roots, started)
+    _trigger(airflow, roots)
     console = Console(stderr=True)
     display = Screen(console, begin) if console.is_terminal else Log(say, begin)
     Watch(airflow, started, display).to_the_end()
@@ -154,12 +154,11 @@ def _mend(airflow: Airflow, dags: list[str], say: Say) -> None:
             airflow.call("POST", f"dags/{dag}/clearTaskInstances", json=body)
 
 
-def _trigger(airflow: Airflow, roots: list[str], since: datetime) -> None:
-    """Start the ingest DAGs that have not started by themselves (an unpaused cron DAG runs once at first)."""
-    time.sleep(3)
-    active = {run["dag_id"] for run in airflow.runs(since) if run["state"] in ("queued", "running")}
+def _trigger(airflow: Airflow, roots: list[str]) -> None:
+    """Start the ingest DAGs that do not start by themselves (an unpaused cron DAG runs once at first)."""
     for dag in roots:
-        if dag not in active:
+        due = airflow.call("GET", f"dags/{dag}")["next_dagrun_run_after"]
+        if due is None or _time(due) > datetime.now(UTC):
             airflow.call("POST", f"dags/{dag}/dagRuns", json={"logical_date": None})
 
 

@@ -42,6 +42,10 @@ for name, group in (
     app.add_typer(group, name=name)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; the rest goes to stderr.")]
+Source = Annotated[str, typer.Argument(help="A source of the catalogue (docs/sources.md).")]
+Task = Annotated[str, typer.Argument(help="A task as `lyrebird tasks` lists them, e.g. translation-en-de.")]
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A registered model, e.g. birds-aviary.")]
+Key = Annotated[str, typer.Argument(help="Key of a row: its clip_id, piece_id or pair_id.")]
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -193,7 +197,7 @@ def sql(query: Annotated[str, typer.Argument(help="A statement; without one, psq
 @app.command()
 @as_role("loader")
 def ingest(
-    source: Annotated[str, typer.Argument(help="A source of the catalogue.")],
+    source: Source,
     resource: Annotated[list[str] | None, typer.Option(help="Only this resource; may be repeated.")] = None,
     run_id: Annotated[str, typer.Option(help="Name of the run, for the records.")] = "by hand",
     since: Annotated[datetime | None, typer.Option(help="Start of the interval, for dated resources.")] = None,
@@ -212,7 +216,7 @@ def ingest(
 
 @app.command()
 @as_role("loader")
-def audit(source: str, as_json: Json = False) -> None:
+def audit(source: Source, as_json: Json = False) -> None:
     """Judge the loads of a source that wait for it. Exit 1 as long as the newest load of a resource is rejected."""
     from ingestion import catalogue, pipeline
 
@@ -228,7 +232,7 @@ def audit(source: str, as_json: Json = False) -> None:
 
 @app.command()
 @as_role("loader")
-def replay(source: str, as_json: Json = False) -> None:
+def replay(source: Source, as_json: Json = False) -> None:
     """Drop what the warehouse and the document store hold of a source and load it all again from landing."""
     from ingestion import catalogue, pipeline
 
@@ -329,7 +333,7 @@ def docs(as_json: Json = False) -> None:
 
 @dataset.command("freeze")
 @as_role("trainer")
-def dataset_freeze(task: str, as_json: Json = False) -> None:
+def dataset_freeze(task: Task, as_json: Json = False) -> None:
     """Freeze the rows of a task's mart into a version. The same rows twice give the same version."""
     from ml.datasets import freeze
 
@@ -368,7 +372,7 @@ def dataset_verify(version: str, as_json: Json = False) -> None:
 @app.command()
 @as_role("trainer")
 def train(
-    task: Annotated[str, typer.Argument(help="A task, as `lyrebird tasks` lists them.")],
+    task: Task,
     version: Annotated[str, typer.Option("--dataset", help="A frozen version; the task's newest without it.")] = "",
     preset: Annotated[str, typer.Option(help="smoke, cpu or gpu; the task's own without it.")] = "",
     settings: Annotated[
@@ -396,7 +400,10 @@ def tasks(
 
 @model.command("import")
 @as_role("trainer")
-def model_import(run_folder: Path, as_json: Json = False) -> None:
+def model_import(
+    run_folder: Annotated[Path, typer.Argument(help="What training wrote, e.g. runs/birds-aviary/…")],
+    as_json: Json = False,
+) -> None:
     """File a run folder in MLflow: parameters, curves, scores, report, and a new version of its model."""
     from ml import registry
 
@@ -406,7 +413,9 @@ def model_import(run_folder: Path, as_json: Json = False) -> None:
 @model.command("promote")
 @as_role("trainer")
 def model_promote(
-    name: str, version: Annotated[int, typer.Argument(help="The challenger.")], as_json: Json = False
+    name: ModelName,
+    version: Annotated[int, typer.Argument(help="The challenger.")],
+    as_json: Json = False,
 ) -> None:
     """Compare a version with the champion on the same valid rows; the better one is champion."""
     from ml import registry
@@ -436,7 +445,7 @@ def _model_line(result: Any) -> str:
 
 @app.command()
 @as_role("trainer")
-def predict(task: str, as_json: Json = False) -> None:
+def predict(task: Task, as_json: Json = False) -> None:
     """Predict with the champion of a task for the rows that have no prediction of it yet."""
     from ml import predict as batch
 
@@ -445,7 +454,7 @@ def predict(task: str, as_json: Json = False) -> None:
 
 @app.command()
 @as_role("trainer")
-def prediction(name: Annotated[str, typer.Argument(metavar="MODEL")], key: str) -> None:
+def prediction(name: ModelName, key: Key) -> None:
     """The latest prediction of a model for a key: from the cache, or from the warehouse when the cache forgot."""
     from ml import predict as batch
 
@@ -484,7 +493,11 @@ def compose(
     """Write a tune as a MIDI file, from nothing or going on from a tune of yours."""
     from infra import using
 
-    show(using.compose(out, start, frames, temperature, seed, name, Settings()), as_json, _model_line)
+    show(
+        using.compose(out, start, frames, temperature, seed, name, Settings()),
+        as_json,
+        lambda made: f"{made['file']}: {made['frames']} {made['grid']} notes long\n({made['origin']})",
+    )
 
 
 @app.command()
@@ -513,8 +526,8 @@ def translate(
 @evaluate.command("birds")
 @as_role("trainer")
 def evaluate_birds(
-    folder: Annotated[Path, typer.Option()],
-    labels: Annotated[Path, typer.Option()],
+    folder: Annotated[Path, typer.Option(help="Folder of audio files.")],
+    labels: Annotated[Path, typer.Option(help="CSV with the columns file and scientific_name.")],
     name: Model = "",
     as_json: Json = False,
 ) -> None:
@@ -526,7 +539,11 @@ def evaluate_birds(
 
 @evaluate.command("music")
 @as_role("trainer")
-def evaluate_music(pieces: Annotated[Path, typer.Option()], name: Model = "", as_json: Json = False) -> None:
+def evaluate_music(
+    pieces: Annotated[Path, typer.Option(help="JSON of frames, as piano_roll_files reads it.")],
+    name: Model = "",
+    as_json: Json = False,
+) -> None:
     """Negative log-likelihood per frame (nats) of pieces in a JSON file; refuses pieces the model was trained on."""
     from infra import using
 
@@ -536,10 +553,10 @@ def evaluate_music(pieces: Annotated[Path, typer.Option()], name: Model = "", as
 @evaluate.command("translation")
 @as_role("trainer")
 def evaluate_translation(
-    source: Annotated[Path, typer.Option()],
-    reference: Annotated[Path, typer.Option()],
-    from_: Annotated[str, typer.Option("--from")] = "en",
-    to: Annotated[str, typer.Option("--to")] = "ru",
+    source: Annotated[Path, typer.Option(help="Text file, a sentence a line.")],
+    reference: Annotated[Path, typer.Option(help="Its translation, line by line.")],
+    from_: Annotated[str, typer.Option("--from", help="Language of the source, as en or eng.")] = "en",
+    to: Annotated[str, typer.Option("--to", help="Language of the reference.")] = "ru",
     name: Model = "",
     as_json: Json = False,
 ) -> None:
@@ -551,7 +568,7 @@ def evaluate_translation(
 
 @lineage.command("prediction")
 @as_role("admin")
-def lineage_prediction(name: Annotated[str, typer.Argument(metavar="MODEL")], key: str, as_json: Json = False) -> None:
+def lineage_prediction(name: ModelName, key: Key, as_json: Json = False) -> None:
     """From a prediction to the model, the dataset version, the row, the load, the object and the source."""
     from ml import lineage as trace
 
@@ -560,7 +577,9 @@ def lineage_prediction(name: Annotated[str, typer.Argument(metavar="MODEL")], ke
 
 @lineage.command("example")
 @as_role("admin")
-def lineage_example(family: str, key: str, as_json: Json = False) -> None:
+def lineage_example(
+    family: Annotated[str, typer.Argument(help="birds, music or translation.")], key: Key, as_json: Json = False
+) -> None:
     """From a training example to the row, the load, the object and the source."""
     from ml import lineage as trace
 

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 from websockets.sync.client import ClientConnection, connect
@@ -35,12 +36,15 @@ class Browser:
 
     def __init__(self, socket: ClientConnection) -> None:
         self._socket, self._number = socket, 0
+        self.asked: set[str] = set()  # hosts that pages wanted something from
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         self._number += 1
         self._socket.send(json.dumps({"id": self._number, "method": method, "params": params}))
         while True:
             answer = json.loads(self._socket.recv())
+            if answer.get("method") == "Network.requestWillBeSent":
+                self.asked.add(urlsplit(answer["params"]["request"]["url"]).hostname or "")
             if answer.get("id") == self._number:
                 if "error" in answer:
                     raise Problem(f"Chromium refused {method}: {answer['error']['message']}")
@@ -51,7 +55,12 @@ class Browser:
         """Open a page, let it settle, and keep what it shows (the whole page, or the first screen)."""
         self.call("Page.navigate", url=url)
         time.sleep(seconds)
-        shot = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
+        # what is shown to newcomers hides the page
+        self.call(
+            "Runtime.evaluate", expression="document.querySelectorAll('[aria-label=Close]').forEach(e => e.click())"
+        )
+        time.sleep(0.5)
+        shot = self.call("Page.captureScreenshot", format="jpeg", quality=85, captureBeyondViewport=whole)
         path.write_bytes(base64.b64decode(shot["data"]))
 
 
@@ -68,6 +77,7 @@ def browser() -> Iterator[Browser]:
             [
                 *(program, "--headless", "--no-sandbox", "--no-first-run", "--hide-scrollbars"),
                 *(f"--disable-{feature}" for feature in quiet),
+                "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # nothing leaves this machine
                 *(f"--user-data-dir={profile}", f"--remote-debugging-port={port}", "--remote-allow-origins=*"),
                 *(f"--window-size={WIDTH},{HEIGHT}", "about:blank"),
             ],
@@ -107,6 +117,11 @@ def pages(settings: Settings) -> dict[str, tuple[str, bool, float]]:
         "mlflow": (f"{settings.mlflow_url}/#/models", False, 8.0),
         "data-docs": (f"{base}/audits/index.html", False, 4.0),
         "dbt-docs": (f"{base}/dbt/index.html#!/overview", False, 6.0),
+        "dbt-graph": (
+            f"{base}/dbt/index.html#!/overview?g_v=1&g_i=%2Bmart_translation_training_pairs",
+            False,
+            8.0,
+        ),
     }
     reports = sorted(key for key in objects.list("docs", "reports/") if key.endswith(".html"))
     for family in ("birds", "music", "translation"):
@@ -130,8 +145,9 @@ def main(folder: Path) -> None:
         for name, (url, whole, seconds) in pages(settings).items():
             headers = {} if url.startswith(settings.airflow_url) else basic
             tab.call("Network.setExtraHTTPHeaders", headers=headers)
-            tab.picture(url, folder / f"{name}.png", whole=whole, seconds=seconds)
-            print(folder / f"{name}.png")
+            tab.picture(url, folder / f"{name}.jpg", whole=whole, seconds=seconds)
+            print(folder / f"{name}.jpg")
+        print("The pages asked these hosts:", ", ".join(sorted(filter(None, tab.asked))))
 
 
 if __name__ == "__main__":
