@@ -16,6 +16,9 @@ from airflow.sdk import Asset, task
 from airflow.sdk.exceptions import AirflowException, AirflowSkipException
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from airflow.sdk import AssetWatcher
     from airflow.sdk.definitions.context import Context
 
 log = logging.getLogger("lyrebird")
@@ -47,9 +50,9 @@ COMMON: dict[str, Any] = {
 }
 
 
-def asset(kind: str, name: str) -> Asset:
+def asset(kind: str, name: str, watchers: Sequence[AssetWatcher] = ()) -> Asset:
     """The asset of something that changes: ``raw/aviary``, ``marts/birds``, ``models/birds``, ``predictions/birds``."""
-    return Asset(name=f"{kind}_{name}", uri=f"lyrebird://{kind}/{name}", group="lyrebird")
+    return Asset(name=f"{kind}_{name}", uri=f"lyrebird://{kind}/{name}", group="lyrebird", watchers=list(watchers))
 
 
 @task

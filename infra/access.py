@@ -22,6 +22,11 @@ BUCKET_RIGHTS: dict[str, dict[str, bool]] = {
     "mlflow": {"mlflow": True},
     "pages": {"docs": False},
 }
+# user of a Redis-protocol server -> what it may do, where that is not what every role may
+REDIS_RIGHTS = {
+    "admin": "+@all",
+    "watcher": "-@all +ping +hello +client|setinfo +select +xread +xrange +xlen +xpending +xinfo|groups",
+}
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,11 @@ def role_variables(at: Endpoints, passwords: Mapping[str, str]) -> dict[str, dic
     }
 
 
+def watcher_variables(at: Endpoints, passwords: Mapping[str, str]) -> dict[str, str]:
+    """What Airflow's triggerer is given: it may look whether messages wait on the stream server, and nothing else."""
+    return {"LYREBIRD_STREAM_URL": f"redis://watcher:{passwords['stream_watcher']}@{at.stream}/0"}
+
+
 def dotenv(values: Mapping[str, str]) -> str:
     """Variables as the text of a ``.env`` file. The values need no quotes: they are made of plain signs."""
     return "".join(f"{name}={value}\n" for name, value in values.items())
@@ -108,6 +118,6 @@ def redis_users(server: str, passwords: Mapping[str, str]) -> list[str]:
         if name.startswith(f"{server}_"):
             user = name.removeprefix(f"{server}_")
             digest = hashlib.sha256(password.encode()).hexdigest()
-            rights = "+@all" if user == "admin" else "+@all -@admin -@dangerous +info"
+            rights = REDIS_RIGHTS.get(user, "+@all -@admin -@dangerous +info")
             lines.append(f"user {user} on #{digest} ~* &* {rights}")
     return lines

@@ -14,12 +14,16 @@ from storage.errors import Problem
 SOURCES = (
     "ingestion.sources.aviary",
     "ingestion.sources.audio_folder",
+    "ingestion.sources.xeno_canto",
+    "ingestion.sources.gbif_sounds",
     "ingestion.derive.clips",
     "ingestion.sources.music21_corpus",
     "ingestion.sources.piano_roll_files",
     "ingestion.derive.notes",
     "ingestion.sources.gettext_catalogues",
     "ingestion.sources.parallel_files",
+    "ingestion.sources.sql_table",
+    "ingestion.sources.field_recorder",
 )
 
 
@@ -50,9 +54,10 @@ def page() -> str:
         parts.append("\n".join(f"* {name}: {value}" for name, value in facts.items() if value))
         lines = ["| table | what | key | store | mode |", "|---|---|---|---|---|"]
         for resource in one.resources:
-            cells = (f"`raw.{one.table(resource)}`", resource.description, ", ".join(resource.key))
-            lines.append(f"| {' | '.join((*cells, resource.store, resource.mode))} |")
-        parts.append("\n".join(lines))
+            if resource.columns is None:  # the others are this machine's own
+                cells = (f"`raw.{one.table(resource)}`", resource.description, ", ".join(resource.key))
+                lines.append(f"| {' | '.join((*cells, resource.store, resource.mode))} |")
+        parts += ["\n".join(lines)] if len(lines) > 2 else []
         if one.config:
             lines = ["| option | default | what it means |", "|---|---|---|"]
             lines += [f"| `{name}` | `{json.dumps(value)}` | {text} |" for name, (value, text) in one.config.items()]

@@ -10,10 +10,10 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import pyarrow as pa
 from psycopg2.extensions import connection
@@ -21,6 +21,9 @@ from psycopg2.extensions import connection
 from storage import warehouse
 from storage.objects import Objects
 from storage.settings import Settings
+
+if TYPE_CHECKING:
+    from ingestion.web import Web
 
 Cursor = dict[str, Any]
 Record = dict[str, Any]
@@ -124,6 +127,13 @@ class Context:
     def objects(self) -> Objects:
         return Objects(self.settings)
 
+    def web(self) -> Web:
+        """Servers of others, asked at the source's ``rate``; ``allowed_hosts`` may have private addresses."""
+        from ingestion.web import Web
+
+        given = self.config.get("allowed_hosts", [])
+        return Web(self.settings, rate=self.config.get("rate", ""), allowed=given, say=self.progress)
+
 
 @dataclass(frozen=True)
 class Resource:
@@ -132,6 +142,11 @@ class Resource:
     ``schema``: the fields of a record; ``nullable=False`` means required, metadata ``description`` documents it.
     ``mode``: ``append`` (records never change), ``merge`` (the latest version of a key counts), ``replace`` (each load
     is the whole: keys that are not in it are deleted). Raw keeps every distinct version whatever the mode.
+    ``columns``: for tables whose fields are known only when they are fetched: the schema, out of a cursor. It lies with
+    the cursor in the journal, so that a replay needs no source. ``schema`` is then empty.
+    ``settled`` is called when a load has been committed and judged, with the cursor that it came to and whether it was
+    accepted: a queue is told only then that its messages arrived. It may be called again, or not at all after a crash:
+    the next fetch has to tell what its cursor says.
     """
 
     name: str
@@ -143,11 +158,21 @@ class Resource:
     mode: Literal["append", "merge", "replace"] = "merge"
     partition: Literal["date", "shard"] | None = None
     description: str = ""
+    columns: Callable[[Cursor], pa.Schema] | None = None
+    settled: Callable[[Context, bool], None] | None = None
+
+    def known(self, cursor: Cursor) -> Resource:
+        """The resource with the schema that holds at this cursor."""
+        return replace(self, schema=self.columns(cursor)) if self.columns else self
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where data comes from, whose it is, how often to look, and which resources it has."""
+    """Where data comes from, whose it is, how often to look, and which resources it has.
+
+    ``awaited`` is for streams: what a trigger (:class:`ingestion.arrivals.Arrivals`) waits for instead of the clock, as
+    its arguments; None while the source is off.
+    """
 
     name: str
     title: str
@@ -160,6 +185,7 @@ class Source:
     after: tuple[str, ...] = ()  # sources whose published loads this one derives from
     simulated: bool = False
     url: str = ""
+    awaited: Callable[[], dict[str, Any] | None] | None = None
 
     def table(self, resource: Resource) -> str:
         """Name of the resource's table in schema ``raw`` and of its collection in the document store."""

@@ -120,29 +120,34 @@ class Segment:
                 self._uploads.put(BUCKET, key, item.body or b"", item.content_type)
         self._entries.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
-    def seal(
-        self, load: int, *, lane: str, slice: str, interval: tuple[datetime, datetime] | None, run_id: str
-    ) -> bool:
-        """Write the segment as number ``load``. False when that number is taken: another loader was faster."""
+    def seal(self, *, lane: str, slice: str, interval: Interval | None, run_id: str) -> int:
+        """Write the segment under the next free number, and give it. Others may seal at the same time."""
         with self._uploads, self._entries as entries, tempfile.TemporaryFile("wb+") as body:
             self._uploads.wait()  # every page lies there before the journal speaks of it
-            header = {
-                "source": self.source,
-                "resource": self.resource,
-                "load": load,
-                "lane": lane,
-                "slice": slice,
-                "interval": [moment.isoformat() for moment in interval] if interval else None,
-                "run_id": run_id,
-                "sealed_at": datetime.now(UTC).isoformat(),
-                "cursor": self.cursor,
-            }
-            body.write(json.dumps(header, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
-            entries.seek(0)
-            for line in entries:
-                body.write(line.encode())
-            body.seek(0)
-            return self.objects.put(BUCKET, segment_key(self.source, load), body, "application/jsonl", if_absent=True)  # type: ignore[arg-type]
+            load = last_segment(self.objects, self.source)
+            while True:
+                load += 1
+                header = {
+                    "source": self.source,
+                    "resource": self.resource,
+                    "load": load,
+                    "lane": lane,
+                    "slice": slice,
+                    "interval": [moment.isoformat() for moment in interval] if interval else None,
+                    "run_id": run_id,
+                    "sealed_at": datetime.now(UTC).isoformat(),
+                    "cursor": self.cursor,
+                }
+                body.seek(0)
+                body.truncate()
+                body.write(json.dumps(header, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+                entries.seek(0)
+                for line in entries:
+                    body.write(line.encode())
+                body.seek(0)
+                key = segment_key(self.source, load)
+                if self.objects.put(BUCKET, key, body, "application/jsonl", if_absent=True):  # type: ignore[arg-type]
+                    return load
 
     def drop(self) -> None:
         """Forget an unsealed segment; pages that landed stay, by content, and are found again."""

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import psycopg2
 from psycopg2.extensions import connection, cursor
 
 from ingestion import rows
 from ingestion.contract import Bad, BadPage, Blob, Landed, Record, Resource, Source
 from ingestion.journal import Header, Uploads, read_segment, read_verdict
 from storage.documents import Documents
+from storage.errors import Problem
 from storage.objects import Objects
 
 BATCH = 5_000
@@ -57,6 +59,7 @@ def load_segment(
     if resource is None:
         say(f"{source.name}: segment {load} is of the resource {header.resource}, which is no more; left as it is")
         return None
+    resource = resource.known(header.cursor)
     counts = Counts()
     with db, db.cursor() as sql:
         sql.execute("select 1 from ops.load where source = %s and load = %s", (source.name, load))
@@ -97,7 +100,14 @@ def ensure_table(db: connection, source: Source, resource: Resource) -> None:
             (source.table(resource),),
         )
         for statement in rows.ddl(source, resource, dict(sql.fetchall())):
-            sql.execute(statement)
+            try:
+                sql.execute(statement)
+            except psycopg2.errors.FeatureNotSupported as error:
+                reason = " ".join(str(error).split())
+                raise Problem(
+                    f"raw.{source.table(resource)} cannot get a wider column while a view reads it: {reason}",
+                    "Drop that view and run it again; the next build of the models makes the view anew",
+                ) from error
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,10 @@
 
     fetch -> landing -> sealed segment -> documents -> [rows + counts + cursor] -> audit -> published or rejected
 
+Slices of a source are fetched side by side, a slice by one process at a time; what was sealed is loaded in the order
+of its numbers, by one process at a time. The lane `live` goes on from its cursor; the lane `backfill` asks for an
+interval, has cursors of its own and never moves the live one.
+
 Everything that sources must not care about lives here, once.
 """
 
@@ -13,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
+from datetime import UTC
 from functools import cache, partial
 from typing import Any
 
@@ -65,31 +70,29 @@ def ingest(
         names = ", ".join(r.name for r in source.resources)
         raise Problem(f"{source.name} has no resource {sorted(unknown)[0]}", f"It has: {names}")
     report = Report(source.name)
-    with _loader(source, settings) as stores:
-        report.recovered = _recover(source, stores, say, reached)
-        judge_pending(source, stores, settings, say)
+    lane, slice = ("backfill", slice_name(interval)) if interval else ("live", "all")
+    with _holding(f"fetch:{source.name}:{lane}:{slice}", source, settings) as stores:
+        with _holding(_loading(source), source, settings) as loader:
+            report.recovered = _load_sealed(source, loader, report, say, reached)
+            judge_pending(source, loader, settings, say)
         for resource in wanted:
-            slice = interval[0].isoformat() if interval else "all"
-            attempt = _Attempt(stores.warehouse, source, resource, slice, interval, run_id)
+            if interval and resource.partition != "date":
+                continue
+            attempt = _Attempt(stores.warehouse, source, resource, lane, slice, interval, run_id)
             with attempt:
-                load = _fetch(source, resource, stores, settings, interval, slice, run_id, _throttled(say), reached)
+                load = _fetch(source, resource, stores, settings, attempt, _throttled(say), reached)
                 if load is None:
                     say(f"{source.name}/{resource.name}: nothing new")
                     continue
-                counts = load_segment(source, load, stores, _throttled(say), reached)
-                if counts is not None:
-                    attempt.load = load
-                    report.add(load, resource.name, counts)
-                    say(
-                        f"{source.name}/{resource.name}: load {load}, {counts.rows:,} records, "
-                        f"{counts.versions:,} new or changed, {counts.quarantined:,} in quarantine"
-                    )
+                with _holding(_loading(source), source, settings) as loader:
+                    _load_sealed(source, loader, report, say, reached)
+                attempt.load = load
     return report
 
 
 def judge(source: Source, settings: Settings, say: Say = print) -> dict[int, tuple[str, str]]:
     """Audit the loads that wait for it. Returns the state that each got, and why."""
-    with _loader(source, settings) as stores:
+    with _holding(_loading(source), source, settings) as stores:
         return judge_pending(source, stores, settings, say)
 
 
@@ -97,18 +100,19 @@ def judge_pending(source: Source, stores: Stores, settings: Settings, say: Say) 
     db = stores.warehouse
     with db, db.cursor() as sql:
         sql.execute(
-            "select load, resource, lane from ops.load where source = %s and state = 'loaded' order by load",
+            "select load, resource, lane, cursor from ops.load where source = %s and state = 'loaded' order by load",
             (source.name,),
         )
         waiting = sql.fetchall()
     states = {}
-    for load, name, lane in waiting:
+    for load, name, lane, cursor in waiting:
         resource = next((r for r in source.resources if r.name == name), None)
         if resource is None:
             say(f"{source.name}: load {load} is of the resource {name}, which is no more; left as it is")
             continue
+        now = resource.known(cursor).schema.names if resource.columns else None
         verdict = gate.audit(
-            settings, stores.objects, source.name, source.domain, source.table(resource), load, resource.mode
+            settings, stores.objects, source.name, source.domain, source.table(resource), load, resource.mode, now
         )
         state = "published" if verdict.accepted else "rejected"
         journal.write_verdict(stores.objects, source.name, load, state, verdict.reason)
@@ -118,6 +122,8 @@ def judge_pending(source: Source, stores: Stores, settings: Settings, say: Say) 
                 (state, verdict.reason, source.name, load),
             )
             point_cursor(db, source.name, name, lane)
+        if resource.settled:
+            resource.settled(Context(options(source), cursor, resource, None, settings, say), verdict.accepted)
         states[load] = (state, verdict.reason)
         say(f"{source.name}/{name}: load {load} {state}" + (f": {verdict.reason}" if verdict.reason else ""))
     return states
@@ -161,7 +167,7 @@ def latest(source: Source, settings: Settings) -> int:
 
 def replay(source: Source, settings: Settings, say: Say = print) -> list[int]:
     """Drop what the warehouse and the document store hold of a source, and load it all again from landing."""
-    with _loader(source, settings) as stores:
+    with _holding(_loading(source), source, settings) as stores:
         db = stores.warehouse
         with db, db.cursor() as sql:
             for resource in source.resources:
@@ -169,9 +175,10 @@ def replay(source: Source, settings: Settings, say: Say = print) -> list[int]:
                 sql.execute(f'truncate raw."{source.table(resource)}"')
                 if resource.store == "documents":
                     stores.documents().database.drop_collection(source.table(resource))
+            names = [resource.name for resource in source.resources]  # what is no more cannot be loaded again
             for table in ("load", "cursor", "landing", "quarantine"):
-                sql.execute(f"delete from ops.{table} where source = %s", (source.name,))
-        loads = _recover(source, stores, say, lambda stage: None)
+                sql.execute(f"delete from ops.{table} where source = %s and resource = any(%s)", (source.name, names))
+        loads = _load_sealed(source, stores, Report(source.name), say, lambda stage: None)
         judge_pending(source, stores, settings, say)
     return loads
 
@@ -196,18 +203,38 @@ def options(source: Source) -> dict[str, Any]:
     return {name: values.get(name, default) for name, (default, _) in source.config.items()}
 
 
-def _recover(source: Source, stores: Stores, say: Say, reached: Say) -> list[int]:
-    """Load the sealed segments that the warehouse has not got: whatever was killed is finished here."""
+def slice_name(interval: journal.Interval) -> str:
+    """The name of an interval in the ledger."""
+    return "/".join(moment.astimezone(UTC).isoformat(timespec="seconds") for moment in interval)
+
+
+def _loading(source: Source) -> str:
+    """The lock under which segments of a source are loaded and judged."""
+    return f"load:{source.name}"
+
+
+def _load_sealed(source: Source, stores: Stores, report: Report, say: Say, reached: Say) -> list[int]:
+    """Load the sealed segments that the warehouse has not got, in their order: ours, and what was left behind."""
     db = stores.warehouse
     with db, db.cursor() as sql:
         sql.execute("select load from ops.load where source = %s", (source.name,))
         known = {load for (load,) in sql.fetchall()}
     done = []
     for load in journal.segments(stores.objects, source.name):
-        if load not in known:
-            say(f"{source.name}: loading segment {load} from the journal")
-            if load_segment(source, load, stores, _throttled(say), reached):
-                done.append(load)
+        if load in known:
+            continue
+        counts = load_segment(source, load, stores, _throttled(say), reached)
+        if counts is None:
+            continue
+        with db, db.cursor() as sql:
+            sql.execute("select resource from ops.load where source = %s and load = %s", (source.name, load))
+            name = warehouse.first(sql)[0]
+        report.add(load, name, counts)
+        say(
+            f"{source.name}/{name}: load {load}, {counts.rows:,} records, "
+            f"{counts.versions:,} new or changed, {counts.quarantined:,} in quarantine"
+        )
+        done.append(load)
     return done
 
 
@@ -216,21 +243,12 @@ def _fetch(
     resource: Resource,
     stores: Stores,
     settings: Settings,
-    interval: journal.Interval | None,
-    slice: str,
-    run_id: str,
+    attempt: _Attempt,
     say: Say,
     reached: Say,
 ) -> int | None:
-    """Fetch pages from the cursor into landing and seal them. Returns the segment's number; None for nothing new."""
-    db = stores.warehouse
-    with db, db.cursor() as sql:
-        sql.execute(
-            "select cursor from ops.cursor where source = %s and resource = %s and lane = 'live'",
-            (source.name, resource.name),
-        )
-        row = sql.fetchone()
-    context = Context(options(source), row[0] if row else {}, resource, interval, settings, say)
+    """Fetch pages from the lane's cursor into landing and seal them. The segment's number; None for nothing new."""
+    context = _context(source, resource, stores.warehouse, settings, attempt, say)
     segment = journal.Segment(stores.objects, source.name, resource.name)
     try:
         for item in resource.fetch(context):
@@ -245,21 +263,35 @@ def _fetch(
         segment.drop()
         return None
     reached("before seal")
-    load = journal.last_segment(stores.objects, source.name) + 1
-    if not segment.seal(load, lane="live", slice=slice, interval=interval, run_id=run_id):
-        raise Problem(f"{source.name}: another loader sealed segment {load} just now", "Run it again")
+    load = segment.seal(lane=attempt.lane, slice=attempt.slice, interval=attempt.interval, run_id=attempt.run_id)
     reached("sealed")
     return load
 
 
+def _context(
+    source: Source, resource: Resource, db: connection, settings: Settings, attempt: _Attempt, say: Say
+) -> Context:
+    """What fetch may use. A backfill asks for its whole interval each time: its cursor only says what came of it."""
+    cursor: dict[str, Any] = {}
+    if attempt.interval is None:
+        with db, db.cursor() as sql:
+            sql.execute(
+                "select cursor from ops.cursor where source = %s and resource = %s and lane = %s",
+                (source.name, resource.name, attempt.lane),
+            )
+            row = sql.fetchone()
+        cursor = row[0] if row else {}
+    return Context(options(source), cursor, resource, attempt.interval, settings, say)
+
+
 @contextmanager
-def _loader(source: Source, settings: Settings) -> Iterator[Stores]:
-    """The stores, with the lock that makes this process the source's only loader."""
+def _holding(lock_name: str, source: Source, settings: Settings) -> Iterator[Stores]:
+    """The stores, with a lock that one process holds at a time."""
     try:
         with (
             closing(warehouse.connect(settings, application=f"load {source.name}")) as lock,
             closing(warehouse.connect(settings, application=f"load {source.name}")) as db,
-            warehouse.advisory_lock(lock, f"ingest:{source.name}"),
+            warehouse.advisory_lock(lock, lock_name),
         ):
             yield Stores(db, Objects(settings), cache(partial(Documents, settings)))
     except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
@@ -284,13 +316,15 @@ class _Attempt:
         db: connection,
         source: Source,
         resource: Resource,
+        lane: str,
         slice: str,
         interval: journal.Interval | None,
         run_id: str,
     ) -> None:
         self.db = db
         self.load: int | None = None
-        self._key = (source.name, resource.name, "live", slice)
+        self.lane, self.slice, self.interval, self.run_id = lane, slice, interval, run_id
+        self._key = (source.name, resource.name, lane, slice)
         self._rest = (*(interval or (None, None)), run_id)
 
     def __enter__(self) -> None:

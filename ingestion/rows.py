@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from datetime import date, datetime
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
@@ -26,6 +27,9 @@ META = {
 }
 NAME = re.compile(r"[a-z][a-z0-9_]{0,50}\Z")
 INT64 = 2**63
+DIGITS = 10_000  # of a decimal, on one side of the point: PostgreSQL has room for 16,383 behind it
+# What a column may become without a change to any value in it: (type as PostgreSQL names it, type it becomes).
+WIDER = {("bigint", "numeric"), ("date", "timestamp")}
 LONGEST_KEY = 2_000  # bytes: PostgreSQL's index on _key holds no more than 2,704
 DEEPEST = 100  # levels that the document store nests
 LARGEST_DOCUMENT = 16_000_000  # bytes as BSON; the limit is 16 MiB, and a version has other fields too
@@ -44,9 +48,12 @@ def postgres_type(kind: pa.DataType) -> str:
         (pa.types.is_integer, "bigint"),
         (pa.types.is_floating, "double precision"),
         (pa.types.is_decimal, "numeric"),
+        (lambda kind: pa.types.is_timestamp(kind) and kind.tz is None, "timestamp"),
         (pa.types.is_timestamp, "timestamptz"),
         (pa.types.is_date, "date"),
+        (pa.types.is_binary, "bytea"),
         (pa.types.is_nested, "jsonb"),
+        (lambda kind: isinstance(kind, pa.JsonType), "jsonb"),
     )
     return next((name for test, name in tests if test(kind)), "text")
 
@@ -64,11 +71,11 @@ def ddl(source: Source, resource: Resource, existing: Mapping[str, str]) -> list
             f'create table raw."{table}" ({body}, primary key (_load, _position))',
             f'create index on raw."{table}" (_key, _load, _position)',
         ]
-    return [
-        f'alter table raw."{table}" add column "{name}" {kind}'
-        for name, kind in columns.items()
-        if name not in existing
+    added = [f'add column "{name}" {kind}' for name, kind in columns.items() if name not in existing]
+    wider = [
+        f'alter column "{name}" type {kind}' for name, kind in columns.items() if (existing.get(name), kind) in WIDER
     ]
+    return [f'alter table raw."{table}" {change}' for change in (*added, *wider)]
 
 
 def check(resource: Resource, record: Mapping[str, Any]) -> str:
@@ -92,9 +99,18 @@ def check(resource: Resource, record: Mapping[str, Any]) -> str:
     return reason or (_unfit(record) if resource.store == "documents" else "")
 
 
+_PLAIN: tuple[tuple[Callable[[pa.DataType], bool], type, str], ...] = (
+    (pa.types.is_boolean, bool, "is no boolean"),
+    (pa.types.is_date, date, "is no date"),
+    (pa.types.is_string, str, "is no text"),
+    (pa.types.is_binary, bytes, "holds no bytes"),
+)
+
+
 def _check_value(kind: pa.DataType, value: Any) -> str:
-    if pa.types.is_boolean(kind):
-        return "" if isinstance(value, bool) else f"is no boolean: {value!r:.40}"
+    for test, python, what in _PLAIN:
+        if test(kind):
+            return "" if isinstance(value, python) else f"{what}: {value!r:.40}"
     if pa.types.is_integer(kind):
         if not isinstance(value, int) or isinstance(value, bool):
             return f"is no integer: {value!r:.40}"
@@ -103,18 +119,29 @@ def _check_value(kind: pa.DataType, value: Any) -> str:
         if isinstance(value, int) and not isinstance(value, bool):
             return "" if -INT64 <= value < INT64 else "does not fit 64 bits"
         return "" if isinstance(value, float) and math.isfinite(value) else f"is no finite number: {value!r:.40}"
+    if pa.types.is_decimal(kind):
+        if not isinstance(value, Decimal) or not value.is_finite():
+            return f"is no finite decimal: {value!r:.40}"
+        return "" if abs(value.adjusted()) <= DIGITS else f"has more than {DIGITS:,} digits"
     if pa.types.is_timestamp(kind):
-        return "" if isinstance(value, datetime) and value.tzinfo else f"is no time with a zone: {value!r:.40}"
-    if pa.types.is_date(kind):
-        return "" if isinstance(value, date) else f"is no date: {value!r:.40}"
-    if pa.types.is_string(kind):
-        return "" if isinstance(value, str) else f"is no text: {value!r:.40}"
+        zone = "a" if kind.tz else "no"
+        fits = isinstance(value, datetime) and bool(value.tzinfo) == bool(kind.tz)
+        return "" if fits else f"is no time with {zone} zone: {value!r:.40}"
     if pa.types.is_list(kind):
         if not isinstance(value, (list, tuple)):
             return f"is no list: {value!r:.40}"
         items = (item for item in value if item is not None)
         return next((f"holds what {why}" for item in items if (why := _check_value(kind.value_type, item))), "")
-    return ""
+    return _check_json(value) if isinstance(kind, pa.JsonType) else ""
+
+
+def _check_json(value: Any) -> str:
+    """JSON as a text, which goes to PostgreSQL as it is."""
+    try:
+        reason = _unstorable(json.loads(value))
+    except (TypeError, ValueError, RecursionError):
+        return f"is no JSON: {value!r:.40}"
+    return f"holds JSON that {reason}" if reason else ""
 
 
 def _unstorable(value: Any, depth: int = 0) -> str:
@@ -183,4 +210,8 @@ def _copy_value(value: Any) -> str:
         return repr(value)
     if isinstance(value, (datetime, date)):
         return value.isoformat()
+    if isinstance(value, Decimal):
+        return format(value, "f")
+    if isinstance(value, bytes):
+        return f"\\\\x{value.hex()}"
     return json.dumps(value, ensure_ascii=False, default=str).translate(_ESCAPES)

@@ -37,7 +37,7 @@ from storage.settings import Settings
 Loads = Mapping[str, int] | None  # source -> the last load that counts; None: all that are published
 Found = dict[str, Any]
 
-DOCUMENTS = {"aviary_recordings"}  # raw tables that show documents of the document store
+DOCUMENTS = {"aviary_recordings", "xeno_canto_recordings"}  # raw tables that show documents of the document store
 LARGE = ("pcm", "frames")
 
 

@@ -97,6 +97,20 @@ def for_role(role: Role) -> Settings:
     return from_variables(environment_of(role))
 
 
+def watched_stream() -> str:
+    """URL of the stream server for the one who only looks whether messages wait: ``<secrets>/watcher.env``.
+
+    Raises Problem when there is no such file.
+    """
+    from dotenv import dotenv_values
+
+    path = secrets() / "watcher.env"
+    url = dotenv_values(path).get("LYREBIRD_STREAM_URL") if path.is_file() else None
+    if not url:
+        raise Problem(f"no address of the stream server at {path}", "Start the stack with `make up`")
+    return url
+
+
 def from_variables(variables: dict[str, str]) -> Settings:
     """Settings out of ``LYREBIRD_*`` variables, whatever the process's own environment says."""
     prefix = "LYREBIRD_"

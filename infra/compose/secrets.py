@@ -32,7 +32,17 @@ import os
 import secrets
 from collections.abc import Mapping
 
-from infra.access import BUCKET_RIGHTS, BUCKETS, REGION, UI_USER, Endpoints, dotenv, redis_users, role_variables
+from infra.access import (
+    BUCKET_RIGHTS,
+    BUCKETS,
+    REGION,
+    UI_USER,
+    Endpoints,
+    dotenv,
+    redis_users,
+    role_variables,
+    watcher_variables,
+)
 
 FOLDER = ROOT / "infra" / "compose" / "secrets"
 PASSWORDS = (
@@ -40,7 +50,7 @@ PASSWORDS = (
     *(f"postgres_{user}" for user in ("postgres", "admin", "loader", "transformer", "trainer", "analyst")),
     *(f"postgres_{user}" for user in ("airflow", "celery", "mlflow")),
     *(f"cache_{user}" for user in ("admin", "loader", "trainer")),
-    *(f"stream_{user}" for user in ("admin", "loader")),
+    *(f"stream_{user}" for user in ("admin", "loader", "watcher")),
     *(f"broker_{user}" for user in ("admin", "airflow")),
     *(f"documents_{user}" for user in ("admin", "loader")),
     *(f"objects_{user}" for user in ("admin", *BUCKET_RIGHTS)),
@@ -228,6 +238,7 @@ def files(known: Mapping[str, str], at: Endpoints) -> dict[str, tuple[str, int]]
         "airflow_users.json": json.dumps({UI_USER: known["ui"]}) + "\n",
         **{f"redis/{server}.acl": redis_acl(server, known) for server in ("cache", "stream", "broker")},
         **{f"roles/{role}.env": dotenv(values) for role, values in role_variables(at, known).items()},
+        "roles/watcher.env": dotenv(watcher_variables(at, known)),
         **minio_files(known),
     }
     return {name: (text, PRIVATE) for name, text in read_by_compose.items()} | {

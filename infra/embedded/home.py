@@ -54,7 +54,7 @@ PASSWORDS = (
     *(f"postgres_{user}" for user in ("postgres", "admin", "loader", "transformer", "trainer", "analyst")),
     *(f"postgres_{user}" for user in ("airflow", "mlflow")),
     *(f"cache_{user}" for user in ("admin", "loader", "trainer")),
-    *(f"stream_{user}" for user in ("admin", "loader")),
+    *(f"stream_{user}" for user in ("admin", "loader", "watcher")),
     *(f"documents_{user}" for user in ("admin", "loader")),
     *(f"objects_{user}" for user in ("admin", "loader", "transformer", "trainer", "mlflow", "pages")),
     *(f"weed_{key}" for key in ("signing", "signing_read", "filer_signing", "filer_signing_read")),

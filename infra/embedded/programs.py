@@ -462,10 +462,10 @@ def _pages(home: Home, ports: Mapping[str, int], passwords: Mapping[str, str]) -
     )
 
 
-def role_variables(ports: Mapping[str, int], passwords: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """The ``LYREBIRD_*`` variables of each role, with the stores that this role has business with and no other."""
+def endpoints(ports: Mapping[str, int]) -> Endpoints:
+    """The servers, as this machine reaches them."""
     at = {name: f"127.0.0.1:{port}" for name, port in ports.items()}
-    endpoints = Endpoints(
+    return Endpoints(
         postgres=at["postgres"],
         documents=at["documents"],
         cache=at["cache"],
@@ -475,10 +475,15 @@ def role_variables(ports: Mapping[str, int], passwords: Mapping[str, str]) -> di
         airflow=f"http://{at['airflow']}",
         pages=f"http://{at['pages']}",
     )
-    return access.role_variables(endpoints, passwords)
+
+
+def role_variables(ports: Mapping[str, int], passwords: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """The ``LYREBIRD_*`` variables of each role, with the stores that this role has business with and no other."""
+    return access.role_variables(endpoints(ports), passwords)
 
 
 def write_roles(home: Home, ports: Mapping[str, int], passwords: Mapping[str, str]) -> None:
-    """Write ``secrets/<role>.env`` for every role."""
-    for role, values in role_variables(ports, passwords).items():
+    """Write ``secrets/<role>.env`` for every role, and what Airflow's triggerer may know."""
+    watcher = {"watcher": access.watcher_variables(endpoints(ports), passwords)}
+    for role, values in (role_variables(ports, passwords) | watcher).items():
         _configure(home.secrets / f"{role}.env", dotenv(values))

@@ -19,7 +19,7 @@ SAMPLE_RATE_HZ = 16_000
 WINDOW_S = 5.0
 SHORTEST_S = 1.0  # a rest shorter than this is left out: too little is heard in it
 # Where recordings come from: source -> the column that names a recording.
-UPSTREAMS = {"aviary": "recording_id", "audio_folder": "file"}
+UPSTREAMS = {"aviary": "recording_id", "audio_folder": "file", "xeno_canto": "recording_id"}
 
 
 def _fetch(context: Context) -> Iterator[Page | Gone]:
@@ -149,7 +149,7 @@ SOURCE = Source(
     name="clips",
     title="Clips",
     domain="birds",
-    description="Clips cut from the recordings of aviary and audio_folder, decoded to 16 kHz mono.",
+    description=f"Clips cut from the recordings of {', '.join(UPSTREAMS)}, decoded to 16 kHz mono.",
     licence="as the recording's",
     cadence="",
     resources=(CLIPS,),

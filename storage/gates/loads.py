@@ -6,6 +6,7 @@ Structure belongs to the page contract, which has put bad records into quarantin
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +27,19 @@ SHRINK, GROW = 0.5, 4.0  # a snapshot may become so much smaller or larger from 
 
 
 def audit(
-    settings: Settings, objects: Objects, source: str, domain: str, table: str, load: int, mode: str
+    settings: Settings,
+    objects: Objects,
+    source: str,
+    domain: str,
+    table: str,
+    load: int,
+    mode: str,
+    only: Collection[str] | None = None,
 ) -> gate.Verdict:
-    """Judge a load of ``raw.<table>``: by its own rows in mode ``append``, else by what the table becomes with it."""
+    """Judge a load of ``raw.<table>``: by its own rows in mode ``append``, else by what the table becomes with it.
+
+    ``only`` names the columns that the source still has, where they may change: one that it gave up has to empty.
+    """
     subject = f"load.{table}"
     before = gate.last_accepted(settings, subject)
     query = (
@@ -38,6 +49,7 @@ def audit(
         sql.execute("select rows, versions, quarantined from ops.load where source = %s and load = %s", (source, load))
         rows, versions, quarantined = warehouse.first(sql)
         columns = columns_of(db, "raw", table)
+        columns = {name: kind for name, kind in columns.items() if only is None or name in only}
         now = profile(db, query, columns)
     seen = rows + quarantined
     if quarantined > QUARANTINE_SHARE * seen:

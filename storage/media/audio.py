@@ -62,6 +62,7 @@ class Limits:
     """What a recording may be at most; more is refused as damaged or hostile."""
 
     duration_s: float = 4 * 3600.0
+    samples: int = 4 * 3600 * 96_000  # of all channels together: what decoding takes time for
     channels: int = 16
     lowest_rate_hz: int = 2_000
     highest_rate_hz: int = 768_000
@@ -110,6 +111,8 @@ def blocks(source: bytes | Path, sample_rate_hz: int, *, name: str = "", limits:
             heard += len(frames)
             if heard > limits.duration_s * info.sample_rate_hz:
                 raise AudioError(called, f"it goes on for more than {limits.duration_s:g} s")
+            if heard * info.channels > limits.samples:
+                raise AudioError(called, f"it has more than {limits.samples:,} samples")
             mono = frames.mean(axis=1, dtype=np.float32) if len(frames) else np.zeros(0, np.float32)
             if not np.isfinite(mono).all():
                 raise AudioError(called, "it holds samples that are not numbers")
@@ -218,6 +221,8 @@ def _opened(source: bytes | Path, name: str, limits: Limits) -> Iterator[tuple[S
             # A stream of unknown length declares the largest number there is; the count while decoding catches it.
             if info.frames < 2**62 and info.duration_s > limits.duration_s:
                 raise AudioError(name, f"{info.duration_s:.0f} s long (at most {limits.duration_s:g} s)")
+            if info.frames < 2**62 and info.frames * info.channels > limits.samples:
+                raise AudioError(name, f"{info.frames * info.channels:,} samples (at most {limits.samples:,})")
             yield file, info
 
 

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from storage.errors import Problem
-from storage.media.frames import Note, to_notes
+from storage.media.frames import GRIDS, MAX_STEPS, Note, to_notes
 
 CONTENT_TYPE = "audio/midi"
 MAX_BYTES = 16 << 20
 MAX_NOTES = 200_000
-MAX_QUARTERS = 100_000.0
+MAX_QUARTERS = MAX_STEPS * GRIDS["16th"]  # frames of any grid hold it
+MAX_SOUNDING = 1_000_000.0  # quarters of all notes together
 TICKS = 480  # per quarter: divides by 2, 3, 5 and their powers that music uses
 DEFAULT_VELOCITY = 80
 DEFAULT_TEMPO = 96.0  # quarters a minute
@@ -64,6 +65,8 @@ def read(data: bytes, name: str) -> Midi:
     ]
     if any(note.onset < 0 or note.onset + note.duration > MAX_QUARTERS for note in notes):
         raise MidiError(name, f"it lasts more than {MAX_QUARTERS:,.0f} quarters")
+    if sum(note.duration for note in notes) > MAX_SOUNDING:
+        raise MidiError(name, f"its notes sound for more than {MAX_SOUNDING:,.0f} quarters together")
     meter = score.time_signatures[0] if len(score.time_signatures) else None
     return Midi(
         notes=tuple(sorted(notes, key=lambda note: (note.onset, note.part, note.pitch))),

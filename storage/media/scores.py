@@ -17,14 +17,16 @@ import struct
 import warnings
 import zipfile
 import zlib
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import zip_longest
+from functools import lru_cache
+from itertools import accumulate, zip_longest
 from typing import TYPE_CHECKING, Any
 
 from storage.errors import Problem
-from storage.media.frames import Note
+from storage.media.frames import GRIDS, MAX_STEPS, Note
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
@@ -37,7 +39,16 @@ CONTENT_TYPES = {
     ".abc": "text/vnd.abc",
 }
 MAX_BYTES = 32 << 20  # unpacked
-MAX_NOTES = 200_000
+MAX_NOTES = 200_000  # written, and played
+MAX_QUARTERS = MAX_STEPS * GRIDS["16th"]  # frames of any grid hold it
+MAX_SOUNDING = 1_000_000.0  # quarters of all notes together
+MAX_PARTS = 200
+MAX_MEASURES = 20_000
+MAX_DENOMINATOR = 10**12  # of a quarter: the smallest parts that tuplets of real music have in common are far larger
+# music21's time grows with the square of these. The longest in its corpora: a tune of 2,556 characters, 3,077 lines.
+MAX_TUNE = 5_000
+MAX_KERN_LINES = 6_000
+MAX_KERN_BYTES = 1 << 18
 _STEPS = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
 _VOICE = re.compile(r"(soprano|alto|tenor|bass)\b", re.IGNORECASE)
 
@@ -81,6 +92,8 @@ def read(data: bytes, suffix: str, name: str) -> list[Tune | ScoreError]:
     if suffix == ".abc":
         return [_attempt(tune, number, f"{name}#{number}") for number, tune in _abc_tunes(_text(data), name)]
     if suffix == ".krn":
+        if len(data) > MAX_KERN_BYTES or data.count(b"\n") > MAX_KERN_LINES:
+            raise ScoreError(name, f"more than {MAX_KERN_LINES:,} lines or {MAX_KERN_BYTES:,} bytes of kern")
         return [_from_music21("Humdrum", _text(data), None, name)]
     if suffix in (".mxl", ".musicxml", ".xml"):
         root = _xml(_unpacked(data, name) if suffix == ".mxl" else data, name)
@@ -90,13 +103,13 @@ def read(data: bytes, suffix: str, name: str) -> list[Tune | ScoreError]:
 
 def played(tune: Tune) -> list[Note]:
     """The notes as they sound: repeats taken, and a note that a jump cuts off ends there."""
+    onsets = [note.onset for note in tune.notes]
     notes = []
     at = 0.0
     for start, end in tune.spans:
-        for note in tune.notes:
-            if start <= note.onset < end:
-                duration = min(note.duration, end - note.onset)
-                notes.append(replace(note, onset=at + note.onset - start, duration=duration))
+        for note in tune.notes[bisect_left(onsets, start) : bisect_left(onsets, end)]:
+            duration = min(note.duration, end - note.onset)
+            notes.append(replace(note, onset=at + note.onset - start, duration=duration))
         at += end - start
     return notes
 
@@ -112,6 +125,8 @@ def voices(tune: Tune) -> set[int]:
 
 def _attempt(text: str, number: int, name: str) -> Tune | ScoreError:
     try:
+        if len(text) > MAX_TUNE:
+            raise ScoreError(name, f"{len(text):,} characters are more than {MAX_TUNE:,}")
         return _from_music21("ABC", text, number, name)
     except ScoreError as error:
         return error
@@ -218,11 +233,12 @@ def _order(measures: Sequence[_Measure]) -> list[int]:
             at += 1
             continue
         order.append(at)
-        turns = max(measure.times, *(max(one.endings, default=1) for one in measures[start : at + 1]))
-        if measure.times and turn < turns:
-            turn += 1
-            at = start
-            continue
+        if measure.times:
+            turns = max(measure.times, *(max(one.endings, default=1) for one in measures[start : at + 1]))
+            if turn < turns:
+                turn += 1
+                at = start
+                continue
         following = measures[at + 1].endings if at + 1 < len(measures) else frozenset()
         if measure.times or (measure.endings and not following):
             start, turn = at + 1, 1
@@ -254,6 +270,15 @@ def _checked(tune: Tune, name: str) -> Tune:
         raise ScoreError(name, "no notes in it")
     if len(tune.notes) > MAX_NOTES:
         raise ScoreError(name, f"{len(tune.notes):,} notes are more than {MAX_NOTES:,}")
+    if max(tune.quarters, sum(end - start for start, end in tune.spans)) > MAX_QUARTERS:
+        raise ScoreError(name, f"it lasts more than {MAX_QUARTERS:,.0f} quarters")
+    onsets = [note.onset for note in tune.notes]
+    sounding = list(accumulate((note.duration for note in tune.notes), initial=0.0))
+    played = [(bisect_left(onsets, start), bisect_left(onsets, end)) for start, end in tune.spans]
+    if sum(last - first for first, last in played) > MAX_NOTES:
+        raise ScoreError(name, f"with its repeats, it has more than {MAX_NOTES:,} notes")
+    if max(sounding[-1], sum(sounding[last] - sounding[first] for first, last in played)) > MAX_SOUNDING:
+        raise ScoreError(name, f"its notes sound for more than {MAX_SOUNDING:,.0f} quarters together")
     return tune
 
 
@@ -281,6 +306,8 @@ class _MusicXml:
     def __init__(self, root: Element) -> None:
         self.root = root
         self.parts = root.findall("part")
+        if len(self.parts) > MAX_PARTS or any(len(part) > MAX_MEASURES for part in self.parts):
+            raise ValueError(f"more than {MAX_PARTS:,} parts, or {MAX_MEASURES:,} measures")
         names = {part.get("id"): _clean(part.findtext("part-name")) for part in root.iter("score-part")}
         self.names = tuple(names.get(part.get("id")) or "" for part in self.parts)
         self.divisions = [Fraction(1)] * len(self.parts)
@@ -308,7 +335,7 @@ class _MusicXml:
             for line in column[leading].findall("barline") if column[leading] is not None else []:
                 ending, repeat = line.find("ending"), line.find("repeat")
                 if ending is not None and ending.get("type") == "start":
-                    turns = frozenset(int(turn) for turn in re.findall(r"\d+", ending.get("number", "")))
+                    turns = frozenset(int(turn) for turn in re.findall(r"\d+", ending.get("number", "")[:40]))
                 closes = closes or (ending is not None and ending.get("type") in ("stop", "discontinue"))
                 if repeat is not None and repeat.get("direction") == "forward":
                     begins = True
@@ -334,7 +361,9 @@ class _MusicXml:
         """Add the notes of a measure; its length in quarters, as far as anything is written in it."""
         at = before = length = Fraction(0)
         for item in measure:
-            duration = Fraction(item.findtext("duration") or 0) / self.divisions[part]
+            duration = _number(item.findtext("duration") or "0") / self.divisions[part]
+            if duration < 0 or (start + at).denominator > MAX_DENOMINATOR:
+                raise ValueError("times that make no rhythm")
             if item.tag == "attributes":
                 self._attributes(item, part)
             elif item.tag in ("sound", "direction"):
@@ -352,30 +381,41 @@ class _MusicXml:
                 pitch = item.find("pitch")
                 if pitch is not None and duration > 0 and item.find("cue") is None:
                     ties = {tie.get("type") for tie in item.findall("tie")}
-                    midi = _midi_pitch(pitch) + self.transpose[part]
+                    midi = _midi_pitch(pitch, self.transpose[part])
                     note = Note(float(start + onset), float(duration), midi, None, part)
                     notes.append((note, "stop" in ties, "start" in ties))
         return length
 
     def _attributes(self, item: Element, part: int) -> None:
         if divisions := item.findtext("divisions"):
-            self.divisions[part] = Fraction(divisions)
+            self.divisions[part] = _number(divisions)
         if (transpose := item.find("transpose")) is not None:
-            octaves = int(transpose.findtext("octave-change") or 0)
-            self.transpose[part] = int(transpose.findtext("chromatic") or 0) + 12 * octaves
+            octaves = _number(transpose.findtext("octave-change") or "0")
+            self.transpose[part] = round(_number(transpose.findtext("chromatic") or "0") + 12 * octaves)
         if (time := item.find("time")) is not None and time.findtext("beats"):
-            beats, beat = time.findtext("beats") or "4", int(time.findtext("beat-type") or 4)
-            self.bar = Fraction(4 * sum(int(one) for one in beats.split("+")), beat)
+            beats, beat = (time.findtext("beats") or "4")[:40], int(_number(time.findtext("beat-type") or "4"))
+            self.bar = 4 * sum(map(_number, beats.split("+"))) / Fraction(beat)
+            if self.bar <= 0:
+                raise ValueError(f"a time of {beats}/{beat}")
             self.time = self.time or f"{beats}/{beat}"
         if self.key is None and (fifths := item.findtext("key/fifths")):
-            self.key = _key_name(int(fifths), _clean(item.findtext("key/mode")))
+            self.key = _key_name(int(_number(fifths)), _clean(item.findtext("key/mode")))
 
 
-def _midi_pitch(pitch: Element) -> int:
+@lru_cache(4096)
+def _number(text: str) -> Fraction:
+    """A number as MusicXML writes them. Fraction itself would also take 1e999999999, and work it out."""
+    if not re.fullmatch(r"\s{0,9}[+-]?[0-9]{1,9}(\.[0-9]{0,9})?\s{0,9}", text):
+        raise ValueError(f"a number {text[:20]!r}")
+    return Fraction(text)
+
+
+def _midi_pitch(pitch: Element, transpose: int) -> int:
     step = (pitch.findtext("step") or "").strip()
     if step not in _STEPS:
-        raise ValueError(f"a note named {step!r}")
-    midi = 12 * (int(pitch.findtext("octave") or "") + 1) + _STEPS[step] + round(float(pitch.findtext("alter") or 0))
+        raise ValueError(f"a note named {step[:20]!r}")
+    octave, alter = _number(pitch.findtext("octave") or ""), _number(pitch.findtext("alter") or "0")
+    midi = round(12 * (octave + 1) + _STEPS[step] + alter) + transpose
     if not 0 <= midi <= 127:
         raise ValueError(f"a note of MIDI pitch {midi}")
     return midi

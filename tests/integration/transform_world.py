@@ -34,6 +34,20 @@ RAW = {
         "file text, scientific_name text, english_name text, recordist text, split text, licence text, label_set text"
     ),
     "audio_folder_audio": "file text, sha256 text, bytes bigint, content_type text",
+    "xeno_canto_recordings": "doc jsonb",
+    "xeno_canto_audio": (
+        "recording_id text, file_name text, sha256 text, bytes bigint, content_type text, licence text, url text"
+    ),
+    "gbif_sounds_occurrences": "doc jsonb",
+    "field_recorder_detections": (
+        "detection_id text, revision bigint, recorder text, detected_at timestamptz, species text, "
+        "confidence double precision, start_s double precision, end_s double precision, clip_id text, "
+        "latitude double precision, longitude double precision"
+    ),
+    "field_recorder_clips": (
+        "clip_id text, revision bigint, recorder text, recorded_at timestamptz, duration_s double precision, "
+        "content_type text, reference text, audio_object text, bytes bigint"
+    ),
     "clips": (
         "clip_id text, source text, recording_key text, audio_sha256 text, audio_key text, start_s double precision, "
         "end_s double precision, sample_rate int, samples int, clip_object text, rms_db double precision, "
@@ -63,6 +77,11 @@ KEYS = {
     "aviary_audio": ("recording_id",),
     "audio_folder_labels": ("file",),
     "audio_folder_audio": ("file",),
+    "xeno_canto_recordings": ("id",),
+    "xeno_canto_audio": ("recording_id",),
+    "gbif_sounds_occurrences": ("key",),
+    "field_recorder_detections": ("detection_id", "revision"),
+    "field_recorder_clips": ("clip_id", "revision"),
     "clips": ("clip_id",),
     "music21_corpus_scores": ("path",),
     "notes_pieces": ("piece_id",),
@@ -74,6 +93,9 @@ KEYS = {
 SOURCES = (
     "aviary",
     "audio_folder",
+    "xeno_canto",
+    "gbif_sounds",
+    "field_recorder",
     "clips",
     "music21_corpus",
     "notes",

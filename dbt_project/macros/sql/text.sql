@@ -13,12 +13,20 @@
     case when pg_input_is_valid({{ expression }}, '{{ type }}') then ({{ expression }})::{{ type }} end
 {%- endmacro %}
 
+{#- A latitude or longitude written as text; null when it is none. `most` is 90 or 180. -#}
+{% macro degrees(expression, most) -%}
+    case
+        when abs({{ try_cast(expression, 'double precision') }}) <= {{ most }}
+            then ({{ expression }})::double precision
+    end
+{%- endmacro %}
+
 {#- Seconds of a length written m:ss or h:mm:ss. -#}
 {% macro seconds(expression) -%}
     case
-        when {{ expression }} ~ '^\d+:\d{2}$'
+        when {{ expression }} ~ '^\d{1,6}:\d{2}$'
             then split_part({{ expression }}, ':', 1)::int * 60 + split_part({{ expression }}, ':', 2)::int
-        when {{ expression }} ~ '^\d+:\d{2}:\d{2}$'
+        when {{ expression }} ~ '^\d{1,5}:\d{2}:\d{2}$'
             then
                 split_part({{ expression }}, ':', 1)::int * 3600
                 + split_part({{ expression }}, ':', 2)::int * 60

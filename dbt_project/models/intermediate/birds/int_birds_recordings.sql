@@ -1,42 +1,68 @@
 -- One row per recording of every bird source, in one shape, with its surrogate keys and its leakage group.
-with aviary as (
+with described as (
     select
         'aviary' as source,
-        documents.recording_key,
-        'aviary' as label_set,
-        true as is_labelled,
-        documents.genus,
-        documents.epithet,
-        documents.subspecies,
-        documents.english_name,
-        documents.family,
-        documents.bird_order,
-        documents.recordist,
-        documents.country,
-        documents.locality,
-        documents.latitude,
-        documents.longitude,
-        documents.altitude_m,
-        documents.sound_types,
-        documents.sex,
-        documents.life_stage,
-        documents.method,
-        documents.quality,
-        documents.length_s,
-        documents.recorded_on,
-        documents.recorded_at,
-        documents.licence,
-        documents.page_url,
-        documents.remarks,
-        documents.background_species,
-        documents.background,
-        documents.snr_db,
-        documents.published_split,
-        documents.is_simulated,
-        audio.sha256 as audio_sha256,
-        documents.fetched_at
-    from {{ ref('stg_aviary__recordings') }} as documents
-    left join {{ ref('stg_aviary__audio') }} as audio on documents.recording_key = audio.recording_key
+        *
+    from {{ ref('stg_aviary__recordings') }}
+    union all
+    select
+        'xeno_canto' as source,
+        *
+    from {{ ref('stg_xeno_canto__recordings') }}
+),
+
+files as (
+    select
+        'aviary' as source,
+        recording_key,
+        sha256
+    from {{ ref('stg_aviary__audio') }}
+    union all
+    select
+        'xeno_canto' as source,
+        recording_key,
+        sha256
+    from {{ ref('stg_xeno_canto__audio') }}
+),
+
+catalogues as (
+    select
+        described.source,
+        described.recording_key,
+        described.source as label_set,
+        described.genus is not null and described.epithet is not null as is_labelled,
+        described.genus,
+        described.epithet,
+        described.subspecies,
+        described.english_name,
+        described.family,
+        described.bird_order,
+        described.recordist,
+        described.country,
+        described.locality,
+        described.latitude,
+        described.longitude,
+        described.altitude_m,
+        described.sound_types,
+        described.sex,
+        described.life_stage,
+        described.method,
+        described.quality,
+        described.length_s,
+        described.recorded_on,
+        described.recorded_at,
+        described.licence,
+        described.page_url,
+        described.remarks,
+        described.background_species,
+        described.background,
+        described.snr_db,
+        described.published_split,
+        described.is_simulated,
+        files.sha256 as audio_sha256,
+        described.fetched_at
+    from described
+    left join files on described.source = files.source and described.recording_key = files.recording_key
 ),
 
 audio_folder as (
@@ -80,7 +106,7 @@ audio_folder as (
 ),
 
 recordings as (
-    select * from aviary
+    select * from catalogues
     union all
     select * from audio_folder
 )

@@ -1,14 +1,1 @@
-with objects as (
-    {{ current_version('aviary', 'audio') }}
-)
-
-select
-    recording_id::text as recording_key,
-    file_name,
-    sha256,
-    bytes::bigint as bytes,
-    content_type,
-    _landing as landing_key,
-    _load as load_number,
-    _fetched_at as fetched_at
-from objects
+{{ recorded_files('aviary') }}

@@ -1,0 +1,1 @@
+{{ recorded_files('xeno_canto') }}

@@ -1,0 +1,1 @@
+{{ described_recordings('xeno_canto') }}

@@ -1,0 +1,310 @@
+"""Tables of other databases, by query: what is new since the last time, what is gone, and what became of the columns.
+
+A person lists tables in the options file; each is a resource of its own. Its columns are found when it is fetched, and
+kept with the cursor, so that importing this file asks no server anything.
+
+* ``merge`` and ``append`` read on from a cursor of one or two columns, in pages by key (no offsets), down to the newest
+  row. Rows younger than the ``lag`` are read again the next time: a transaction may commit late what it wrote early. A
+  page that was read before lands only once.
+* ``replace`` reads the table whole, in one statement, and lands it when it has changed.
+* Deletions: ``merge`` compares all keys from time to time. An empty or failed read deletes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, get_args
+from uuid import UUID
+
+import pyarrow as pa
+
+from ingestion import rows
+from ingestion.contract import Bad, Context, Cursor, Gone, Landed, Page, Record, Resource, Source
+from ingestion.sources import sql_columns
+from ingestion.sources.sql_columns import Agreement, Column, raw_name
+from ingestion.sources.sql_reader import LONGEST_NAME, OPTIONS, Mode, Reader, defined, opened
+from storage import settings as given
+from storage.errors import Problem
+
+NAME = "sql_table"
+DOMAINS = ("birds", "music", "text")
+ARROW = "application/vnd.apache.arrow.stream"
+FEW, SMALL, LARGE = 500, 4 << 20, 16 << 20  # rows of the first page; bytes of a page, below and above which it changes
+YOUNG = 1_000  # pages of rows within the lag that are remembered
+
+
+def _fetch(name: str, context: Context) -> Iterator[Page | Gone]:
+    """What is new of a table.
+
+    Cursor: {"table": identity, "columns": columns of raw, "at": position to go on from, "young": digests of the pages
+    behind it that have been read, "compared": when all keys were, "whole": digest of a table that is read whole}.
+    """
+    tables = context.config["tables"]
+    table = defined(name, tables.get(name) if isinstance(tables, Mapping) else tables)
+    if context.config["domain"] not in DOMAINS:
+        raise Problem(
+            f"sources.{NAME}: there is no domain {context.config['domain']!r}", f"There are: {', '.join(DOMAINS)}"
+        )
+    before = context.cursor if context.cursor.get("table") == table.identity else {}
+    known = sql_columns.restored(context.cursor.get("columns", []))
+    with opened(table) as reader:
+        agreed = sql_columns.agree(table.name, known, reader.kinds, table.drift, table.key)
+        if agreed.changes:
+            anew = "; all rows are read once more" if agreed.anew and table.mode != "replace" else ""
+            context.progress(f"{table.name} has changed: {'; '.join(agreed.changes)}{anew}")
+        if agreed.anew:
+            before = {name: value for name, value in before.items() if name == "compared"}
+        base: Cursor = {"table": table.identity, "columns": sql_columns.stored(agreed.columns)}
+        if table.mode == "replace":
+            yield from _whole(reader, agreed, before, base)
+        else:
+            yield from _changed(reader, agreed, before, base, context)
+
+
+def _whole(reader: Reader, agreed: Agreement, before: Cursor, base: Cursor) -> Iterator[Page]:
+    """The table as pages, if it is not what it was. It waits on the disk until all of it has been read."""
+    columns = _given(agreed)
+    reader.check_key()
+    with TemporaryDirectory(prefix="lyrebird-") as folder:
+        paths: list[Path] = []
+        state = hashlib.sha256()
+        for batch in reader.whole(columns, min(reader.table.batch, FEW)):
+            body = sql_columns.encode(columns, batch)
+            state.update(hashlib.sha256(body).digest())
+            paths.append(Path(folder) / f"{len(paths):08d}")
+            paths[-1].write_bytes(body)
+        if state.hexdigest() == before.get("whole"):
+            return
+        cursor = base | {"whole": state.hexdigest()}
+        for number, path in enumerate(paths, start=1):
+            name = f"{reader.table.name}, part {number} of {len(paths)}"
+            yield Page(name, path, cursor, ARROW, {"changes": agreed.changes} if number == 1 and agreed.changes else {})
+
+
+def _changed(
+    reader: Reader, agreed: Agreement, before: Cursor, base: Cursor, context: Context
+) -> Iterator[Page | Gone]:
+    """Rows behind the cursor; before them, when it is time, the keys that are gone."""
+    table, now = reader.table, datetime.now(UTC)
+    reader.check_order()
+    if not before.get("at"):
+        reader.check_key()
+    compared = before.get("compared")
+    position = {"at": before.get("at"), "young": before.get("young", [])}
+    base = base | {"compared": compared or now.isoformat()}
+    due = compared is not None and datetime.fromisoformat(compared) + table.deletions <= now
+    if table.mode == "merge" and table.deletions and due:
+        base = base | {"compared": now.isoformat()}
+        yield from _compared(reader, agreed, base | position, context)
+    yield from _newer(reader, agreed, position, base)
+
+
+def _newer(reader: Reader, agreed: Agreement, start: Cursor, base: Cursor) -> Iterator[Page]:
+    """Pages of rows behind the position, but for those that were read just so the last time.
+
+    The first young row begins a page, and the next time reads on from the last old one: equal rows make equal pages.
+    """
+    table, columns = reader.table, _given(agreed)
+    kind = reader.kinds[table.cursor[0]]
+    first_young = reader.first_young(kind)
+    at = start["at"]
+    position: Sequence[Any] | None = _values(at)
+    young: list[str] | None = None  # digests of the pages of young rows, once there are some
+    limit = few = min(FEW, table.batch)
+    meta = {"changes": agreed.changes} if agreed.changes else {}
+    number = 0
+    while True:
+        batch = reader.page(columns, position, limit)
+        cut = None if young is not None else _first(batch, len(columns), kind, first_young)
+        ended = cut is None and len(batch) < limit
+        if cut is not None:
+            batch, young = batch[:cut], []
+        if batch:
+            body = sql_columns.encode(columns, [row[: len(columns)] for row in batch])
+            name = f"{table.name}, after {', '.join(map(str, position)) if position else 'none'}"
+            position = last = batch[-1][len(columns) :]
+            digest = hashlib.sha256(body).hexdigest()[:16]
+            if young is None or cut is not None:
+                at = _stored(last)
+            elif len(young) < YOUNG:
+                young.append(digest)
+            if number >= len(start["young"]) or start["young"][number] != digest:
+                yield Page(name, body, base | {"at": at, "young": list(young or [])}, ARROW, meta)
+                meta = {}
+            number += 1
+            if len(body) < SMALL:
+                limit = min(2 * limit, table.batch)
+            elif len(body) > LARGE:
+                limit = max(limit // 2, 1)
+        if ended:
+            return
+        if cut is not None:
+            limit = few
+
+
+def _first(batch: Sequence[Sequence[Any]], place: int, kind: str, bound: Any) -> int | None:
+    """Number of the first row whose value at ``place`` has reached the bound."""
+    if bound is None:
+        return None
+    for number, row in enumerate(batch):
+        try:
+            if sql_columns.converted(kind, row[place]) >= bound:
+                return number
+        except (ValueError, OverflowError):
+            continue
+    return None
+
+
+def _compared(reader: Reader, agreed: Agreement, cursor: Cursor, context: Context) -> Iterator[Page | Gone]:
+    """Deletions of the keys that the warehouse has and the table has not, and a page that says what was compared."""
+    table = reader.table
+    by_name = {column.of: column for column in agreed.columns if column.given}
+    columns = [by_name[name] for name in table.key]
+    raw = f'raw."{NAME}_{table.name}"'
+    with closing(context.warehouse()) as db, db, db.cursor() as sql:
+        sql.execute("create temporary table there (key text) on commit drop")
+        for batch in reader.whole(columns, table.batch):
+            found = [record for record in sql_columns.decode(sql_columns.encode(columns, batch)) if record]
+            keys = [
+                rows.key_text(tuple(map(record.get, (column.name for column in columns))))
+                for record in found
+                if isinstance(record, dict)
+            ]
+            sql.copy_expert("copy there from stdin", io.StringIO("".join(rows.copy_line([key]) for key in keys)))
+        sql.execute("create index on there (key)")
+        sql.execute("analyze there")
+        sql.execute("select count(*), count(distinct key) from there")
+        count, distinct = sql.fetchone() or (0, 0)
+        if distinct < count:
+            raise Problem(
+                f"{table.name}: the key ({', '.join(table.key)}) is not unique: {count - distinct:,} rows share theirs",
+                "Name the columns that tell rows apart in `key`",
+            )
+        if not count:
+            context.progress(f"{table.name} is empty; its rows here are kept")
+            return
+        gone = 0
+        with db.cursor("gone") as vanished:
+            vanished.execute(
+                f"""
+                select _key from (
+                    select distinct on (r._key) r._key, r._deleted from {raw} as r
+                    join ops.load as l on l.source = %s and l.load = r._load and l.state <> 'rejected'
+                    order by r._key, r._load desc, r._position desc
+                ) as here
+                where not _deleted and not exists (select from there where there.key = here._key)
+                order by _key
+                """,
+                (NAME,),
+            )
+            for (key,) in vanished:
+                gone += 1
+                yield Gone((key,), cursor)
+    counts = {"keys": count, "gone": gone, "at": cursor["compared"]}
+    yield Page(
+        f"{table.name}: {count:,} keys compared, {gone:,} gone",
+        json.dumps(counts).encode(),
+        cursor,
+        "application/json",
+        {"comparison": counts},
+    )
+
+
+def parse(page: Landed) -> Iterator[Record | Bad]:
+    """A record a row. A page that tells of a comparison of keys has none."""
+    if "comparison" not in page.meta:
+        yield from sql_columns.decode(page.read())
+
+
+def _given(agreed: Agreement) -> list[Column]:
+    return [column for column in agreed.columns if column.given]
+
+
+def _stored(position: Sequence[Any]) -> list[Any]:
+    """A position as JSON keeps it: what JSON has no type for is told with its type."""
+    return [{_TYPES[type(value)]: str(value)} if type(value) in _TYPES else value for value in position]
+
+
+def _values(position: Sequence[Any] | None) -> list[Any] | None:
+    if position is None:
+        return None
+    return [_READ[min(value)](value[min(value)]) if isinstance(value, dict) else value for value in position]
+
+
+_TYPES: dict[type, str] = {datetime: "datetime", date: "date", Decimal: "decimal", UUID: "uuid"}
+_READ: dict[str, Callable[[str], Any]] = {
+    "datetime": datetime.fromisoformat,
+    "date": date.fromisoformat,
+    "decimal": Decimal,
+    "uuid": UUID,
+}
+
+
+CONFIG: dict[str, tuple[Any, str]] = {
+    "tables": (
+        {},
+        "[sources.sql_table.tables.<name>] for each table; its options: "
+        + "; ".join(f"`{name}`: {text}" for name, text in OPTIONS.items()),
+    ),
+    "domain": ("text", "birds, music or text: whose models are built when a table has changed"),
+}
+
+
+def source(options: Mapping[str, Any]) -> Source:
+    """The source with a resource for each table of the options. One that is listed wrongly says so when fetched."""
+    tables = options.get("tables", {})
+    tables = tables if isinstance(tables, Mapping) else {"tables": tables}
+    domain = options.get("domain")
+    return Source(
+        name=NAME,
+        title="Tables of other databases",
+        domain=domain if domain in DOMAINS else "text",
+        description="Tables and views of any database that SQLAlchemy has a driver for, as the options list them.",
+        licence="as the owner of the database says",
+        cadence="50 * * * *",
+        config=CONFIG,
+        resources=tuple(_resource(name, values, number) for number, (name, values) in enumerate(tables.items())),
+    )
+
+
+def _resource(name: str, values: object, number: int) -> Resource:
+    said = values if isinstance(values, Mapping) else {}
+    key = said.get("key", [])
+    key = [key] if isinstance(key, str) else key if isinstance(key, list) else []
+    names = tuple(raw_name(str(column)) for column in key)
+    mode: Any = said.get("mode")
+    return Resource(
+        name=name if rows.NAME.match(name) and len(name) <= LONGEST_NAME else f"wrong_{number}",
+        schema=pa.schema([]),
+        key=names,
+        mode=mode if mode in get_args(Mode) else "merge",
+        fetch=partial(_fetch, name),
+        parse=parse,
+        columns=partial(_schema, names),
+        description=f"The table {said.get('table')} of another database.",
+    )
+
+
+def _schema(key: tuple[str, ...], cursor: Cursor) -> pa.Schema:
+    return sql_columns.schema(sql_columns.restored(cursor.get("columns", [])), key)
+
+
+def __getattr__(name: str) -> Source:
+    """``SOURCE``, with the tables that the options file lists at the moment."""
+    if name != "SOURCE":
+        raise AttributeError(name)
+    try:
+        sources = given.options().get("sources")
+    except Problem:
+        sources = None  # whoever ingests anything is told
+    options = sources.get(NAME) if isinstance(sources, Mapping) else None
+    return source(options if isinstance(options, Mapping) else {})
