@@ -15,8 +15,9 @@ from typing import Any
 
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
-LOOK_S = 60  # between two looks when nothing comes
-REST_S = 120  # after an event, for the run to take what it was about; and after a failure half of it
+LOOK_S, SOON_S = 60, 5  # between two looks when nothing waits; and when something does, but not enough yet
+# After an event, for the run to take what it was about, and after a failure; longer and longer while nothing is taken.
+REST_S, LONGEST_REST_S = 30, 3600
 LEFT_S = 600  # a message that its consumer has not acknowledged for so long was left behind
 ASIDE = "aside"  # storage.stream.ASIDE: what waits there goes with the next batch
 
@@ -40,6 +41,7 @@ class Arrivals(BaseEventTrigger):
         from storage.errors import Problem
         from storage.settings import watched_stream
 
+        rest, told = REST_S, None
         while True:
             try:
                 async with Redis.from_url(watched_stream(), socket_timeout=LOOK_S + 10) as server:
@@ -47,31 +49,35 @@ class Arrivals(BaseEventTrigger):
                         waiting, seconds = await self._look(server)
                         if waiting is not None:
                             yield TriggerEvent(waiting)  # type: ignore[no-untyped-call]
-                        elif seconds is None:
+                            rest = min(2 * rest, LONGEST_REST_S) if waiting["oldest_ms"] == told else REST_S
+                            told = waiting["oldest_ms"]
+                            await asyncio.sleep(rest)
+                        elif seconds is not None:
+                            await asyncio.sleep(seconds)
+                        else:
                             await self._next_message(server)
-                        await asyncio.sleep(REST_S if waiting is not None else seconds or 0)
             except (RedisError, OSError, Problem) as error:
                 self.log.warning("the stream server cannot be watched: %s", error)
-                await asyncio.sleep(REST_S / 2)
+                await asyncio.sleep(REST_S)
 
-    async def _look(self, server: Any) -> tuple[dict[str, int] | None, float | None]:
+    async def _look(self, server: Any) -> tuple[dict[str, int | None] | None, float | None]:
         """What waits, if it is enough; otherwise how long to wait for more, None when nothing waits at all."""
-        undelivered, oldest, left = 0, None, 0
+        undelivered, oldest_ms, left = 0, None, 0
         for stream in self.streams:
             group = await self._group(server, stream)
             first = await server.xrange(stream, f"({group['last']}", "+", count=1)
             if first:
-                came = int(first[0][0].split(b"-")[0]) / 1000
-                oldest = came if oldest is None else min(oldest, came)
+                came_ms = int(first[0][0].split(b"-")[0])
+                oldest_ms = came_ms if oldest_ms is None else min(oldest_ms, came_ms)
             if group["behind"] is None:  # the server has lost count: messages were deleted from the middle
                 undelivered += len(await server.xrange(stream, f"({group['last']}", "+", count=self.size))
             else:
                 undelivered += group["behind"]
             left += await self._left(server, stream) if group["there"] else 0
-        waited = 0.0 if oldest is None else time.time() - oldest
-        if undelivered >= self.size or (oldest is not None and waited >= self.age) or left:
-            return {"undelivered": undelivered, "left": left, "oldest_s": int(waited)}, None
-        return None, None if oldest is None else max(1.0, min(LOOK_S, self.age - waited))
+        waited = 0.0 if oldest_ms is None else time.time() - oldest_ms / 1000
+        if undelivered >= self.size or (oldest_ms is not None and waited >= self.age) or left:
+            return {"undelivered": undelivered, "left": left, "oldest_ms": oldest_ms}, None
+        return None, None if oldest_ms is None else max(1.0, min(SOON_S, self.age - waited))
 
     async def _group(self, server: Any, stream: str) -> dict[str, Any]:
         """The last id that the group was given, how many there are behind it, and whether it is there at all."""

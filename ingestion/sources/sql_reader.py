@@ -182,7 +182,8 @@ class Reader:
         statement = statement.select_from(self.source).order_by(*order).limit(limit)
         if after is not None:
             statement = statement.where(_after(order, after))
-        found = [tuple(row) for row in self.db.execute(statement)]
+        with _values_of(self.table):
+            found = [tuple(row) for row in self.db.execute(statement)]
         self.db.rollback()
         return found
 
@@ -192,8 +193,12 @@ class Reader:
         statement = statement.order_by(*map(sa.column, self.table.key))
         options = {"stream_results": True, "max_row_buffer": limit}
         with self.db.execute(statement, execution_options=options) as result:
-            while batch := result.fetchmany(limit):
-                yield [tuple(row) for row in batch]
+            while True:
+                with _values_of(self.table):
+                    batch = [tuple(row) for row in result.fetchmany(limit)]
+                if not batch:
+                    break
+                yield batch
         self.db.rollback()
 
     def _selected(self, columns: Sequence[Column]) -> list[sa.ColumnElement[Any]]:
@@ -301,12 +306,24 @@ def opened(table: Table) -> Iterator[Reader]:
         raise Problem(
             f"{table.name}: the driver of {table.url.drivername} is not installed", f"pip install {error.name}"
         ) from None
-    except (sa.exc.SQLAlchemyError, OverflowError, ValueError) as error:
+    except sa.exc.SQLAlchemyError as error:
         reason = str(getattr(error, "orig", None) or error).strip() or type(error).__name__
         where = f"{table.url.get_backend_name()} at {table.url.host or 'this machine'}"
         raise Problem(
             f"{table.name}: {where} says: {_without_secrets(reason.splitlines()[0], table.url)}",
             "Nothing of it was loaded; run it again when that is mended",
+        ) from None
+
+
+@contextmanager
+def _values_of(table: Table) -> Iterator[None]:
+    """Python has no day before the year 1, and a driver says so of the whole batch."""
+    try:
+        yield
+    except (ValueError, OverflowError) as error:
+        raise Problem(
+            f"{table.name}: a value cannot be read: {str(error).splitlines()[0]}",
+            "Mend it, or leave its column out of `columns`",
         ) from None
 
 

@@ -49,6 +49,8 @@ MAX_DENOMINATOR = 10**12  # of a quarter: the smallest parts that tuplets of rea
 MAX_TUNE = 5_000
 MAX_KERN_LINES = 6_000
 MAX_KERN_BYTES = 1 << 18
+# In music, not in what is written about it: music21 takes for ever over a bar of 99,999 quarters.
+_HUGE_NUMBER = re.compile(r"(?m)^(?!!|%|[A-JN-PR-UW-Za-z]:).*[0-9]{5}")
 _STEPS = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
 _VOICE = re.compile(r"(soprano|alto|tenor|bass)\b", re.IGNORECASE)
 
@@ -442,6 +444,8 @@ def _key_name(sharps: int, mode: str | None) -> str:
 
 def _from_music21(format: str, text: str, number: int | None, name: str) -> Tune:
     """``Humdrum`` (kern) or ``ABC`` text through music21: its complaints go nowhere, its errors become ours."""
+    if _HUGE_NUMBER.search(text):
+        raise ScoreError(name, "a number of more than four digits in its music")
     try:
         from music21.converter import subConverters
     except ImportError as error:

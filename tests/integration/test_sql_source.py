@@ -333,6 +333,18 @@ def test_names_of_tables_and_columns_are_quoted_and_made_plain(upstream: Upstrea
     assert upstream.here(name, 'user_id, "select", load, id') == [("u", "s", 7, 1)]
 
 
+def test_a_value_that_python_has_no_type_for_is_named(postgres: Upstream) -> None:
+    postgres.table("ancient", "id int primary key, value text, day date, updated_at timestamptz not null")
+    postgres.do("insert into ancient values (1, 'x', '0044-03-15 BC', now())")
+    for options in ({}, {"mode": "replace", "cursor": None}):
+        postgres.list("ancient", **options)
+        with pytest.raises(Problem, match=r"ancient: a value cannot be read: year .* Mend it, or leave its column out"):
+            postgres.ingest()
+    postgres.list("ancient", columns=["id", "value", "updated_at"])
+    postgres.ingest()
+    assert postgres.here("ancient") == [(1, "x")]
+
+
 def test_a_view_and_a_table_in_a_schema_of_its_own(postgres: Upstream) -> None:
     postgres.do("create schema sales", f"create table sales.orders ({COLUMNS['postgresql']})",
                 "create view sales.big as select * from sales.orders where id >= 10")  # fmt: skip

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +272,35 @@ def test_it_fires_for_what_a_dead_consumer_has_left_and_not_for_what_was_rejecte
     server.give_back(name, GROUP, [two.id], 0.1)
     time.sleep(0.2)
     assert fires(arrivals(stream), 0.3) is None
+
+
+def test_it_asks_less_and_less_often_while_nobody_takes_the_messages(
+    server: Stream, stream: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ingestion import arrivals as module
+
+    monkeypatch.setattr(module, "REST_S", 0.1)
+    tell(server, stream, 6)
+
+    async def main() -> list[float]:
+        times: list[float] = []
+        found = arrivals(stream).run()
+        for _ in range(5):
+            await anext(found)
+            times.append(time.monotonic())
+        tell(server, stream, 1)
+        server.join(f"{stream}:detections", GROUP)
+        server.receive(f"{stream}:detections", GROUP, "me", 2)  # somebody takes some
+        for _ in range(2):
+            await anext(found)
+            times.append(time.monotonic())
+        await found.aclose()
+        return times
+
+    times = asyncio.run(main())
+    gaps = [later - sooner for sooner, later in pairwise(times)]
+    assert [round(gap, 1) >= 0.1 * 2**n for n, gap in enumerate(gaps[:5])] == [True] * 5
+    assert gaps[5] < gaps[4] / 2
 
 
 def test_it_outlives_the_stream_server(

@@ -375,6 +375,16 @@ def test_millions_of_tiny_members(tmp_path: Path) -> None:
     for count in (1_001, 20_000, 1_000_000):
         end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, len(entry) * count, 0, 0)
         assert "has more than 1,000 members" in refused(tmp_path, entry * count + end, most_members=1000)
+    with (tmp_path / "directory").open("wb") as file:  # a gigabyte of it, that is none
+        file.seek(1 << 30)
+        file.write(struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, 1 << 30, 0, 0))
+        file.seek(0)
+        file.write(b"PK")
+    tracemalloc.start()
+    with pytest.raises(Problem, match="has more than 1,000 members"):
+        list(members(tmp_path / "directory", most_members=1000))
+    assert tracemalloc.get_traced_memory()[1] < 10 * MB
+    tracemalloc.stop()
     files = {str(number): b"" for number in range(1000)}
     for body in (zip_of(files), tar_of(files)):
         assert len(found(tmp_path, body, most_members=1001)) == 1000
@@ -393,7 +403,7 @@ def raw_header(name: str = "x", size: bytes = b"00000000000\0", kind: bytes = b"
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        (raw_header(size=b"\xff" * 10 + b"\xfe\0") + bytes(2048), "negative"),
+        (raw_header(size=b"\xff" * 10 + b"\xfe\0") + bytes(2048), "a member of negative size"),
         (raw_header(size=b"\x80" + b"\xff" * 11) + bytes(2048), "ends too soon"),
         (raw_header(size=b"77777777777\0") + bytes(2048), "ends too soon"),
         (raw_header(kind=b"L", size=b"77777777777\0") + bytes(2048), "a header of 8,589,934,591 bytes"),
