@@ -192,7 +192,9 @@ class Reader:
         statement = sa.select(*self._selected(columns)).select_from(self.source)
         statement = statement.order_by(*map(sa.column, self.table.key))
         options = {"stream_results": True, "max_row_buffer": limit}
-        with self.db.execute(statement, execution_options=options) as result:
+        with _values_of(self.table):
+            result = self.db.execute(statement, execution_options=options)
+        with result:
             while True:
                 with _values_of(self.table):
                     batch = [tuple(row) for row in result.fetchmany(limit)]

@@ -630,7 +630,7 @@ MISTAKES: list[tuple[str, Callable[[Upstream], dict[str, Any]], str]] = [
     ("no server", lambda up: {"url": "postgresql://u:topsecret@127.0.0.1:1/d"}, r"postgresql at 127.0.0.1 says: "),
     ("no file", lambda up: {"url": "sqlite:////no/such/file.db"}, r"there is no file /no/such/file.db"),
     ("a relative file", lambda up: {"url": "sqlite:///file.db"}, r"no file by its whole path"),
-    ("no table", lambda up: {"table": "nothing"}, r"there is no table nothing. There are: .*broken_off, .* and more"),
+    ("no table", lambda up: {"table": "nothing"}, r"there is no table nothing. There are: [a-z]+"),
     ("no key column", lambda up: {"key": ["idd"]}, r"has no column idd, which `key` names. It has: id, value"),
     ("no cursor column", lambda up: {"cursor": ["changed"]}, r"has no column changed, which `cursor` names"),
     ("no cursor", lambda up: {"cursor": None}, r"the mode merge needs a cursor of one or two columns"),
