@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import pyarrow as pa
 from psycopg2.extensions import connection
@@ -21,6 +21,9 @@ from psycopg2.extensions import connection
 from storage import warehouse
 from storage.objects import Objects
 from storage.settings import Settings
+
+if TYPE_CHECKING:
+    from ingestion.locations import Location
 
 Cursor = dict[str, Any]
 Record = dict[str, Any]
@@ -124,6 +127,13 @@ class Context:
     def objects(self) -> Objects:
         return Objects(self.settings)
 
+    def location(self) -> Location | None:
+        """The place that the options `location` and `storage` name; None where none is."""
+        from ingestion.locations import Location
+
+        url = str(self.config["location"] or "").strip()
+        return Location(url, self.settings, self.config.get("storage")) if url else None
+
 
 @dataclass(frozen=True)
 class Resource:
@@ -143,6 +153,13 @@ class Resource:
     mode: Literal["append", "merge", "replace"] = "merge"
     partition: Literal["date", "shard"] | None = None
     description: str = ""
+
+
+# Options of every source that reads files from a location.
+LOCATION: dict[str, tuple[Any, str]] = {
+    "location": ("", "folder, http(s):// address or s3://bucket/prefix; empty: nothing is read"),
+    "storage": ({}, "of an s3:// location elsewhere: {endpoint, access_key, secret_key, region}"),
+}
 
 
 @dataclass(frozen=True)
