@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from infra import cli, using
+from ml import lineage
 
 HEAVY = {"torch", "airflow", "mlflow", "dbt", "great_expectations", "music21", "pandas", "pyarrow", "boto3", "scrapy"}
 ROLES = ("admin", "loader", "transformer", "trainer", "analyst")
@@ -248,6 +249,17 @@ def test_looking_whether_a_file_can_be_written_leaves_it_as_it_is(lyrebird: Any,
     one_sentence(lyrebird("translate", "Hello", "--output", str(kept), "--attention", str(new)))
     assert kept.read_text() == "mine"
     assert not new.exists()
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_an_example_that_landing_does_not_give_again_is_an_error(
+    lyrebird: Any, monkeypatch: pytest.MonkeyPatch, same: bool
+) -> None:
+    monkeypatch.setattr(lineage, "example", lambda family, key, settings: {"key": key})
+    monkeypatch.setattr(lineage, "recompute", lambda tree, settings: same)
+    outcome = lyrebird("lineage", "example", "birds", "a", "--recompute", "--json")
+    assert json.loads(outcome.out) == {"key": "a", "recomputed": same}
+    assert (outcome.code, "do not give this example again" in outcome.err) == (0 if same else 1, not same)
 
 
 def test_languages_are_named_by_either_code() -> None:
