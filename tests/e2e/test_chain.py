@@ -280,7 +280,8 @@ BY_HAND = {
     ),
     "airflow": ('eval "$(lyrebird env)"; airflow dags list -o plain', r"(?m)^train_birds\s"),
     "airflow test": (
-        'eval "$(lyrebird env)"; airflow dags test ingest_parallel_files',
+        'eval "$(lyrebird env)"; airflow dags pause --yes ingest_parallel_files; '
+        "airflow dags test ingest_parallel_files; airflow dags unpause --yes ingest_parallel_files",
         r"DagRun Finished.*state=success|state=success",
     ),
     "psql": (
