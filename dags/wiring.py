@@ -1,8 +1,8 @@
 """What all DAGs share: how a task runs a `lyrebird` command, how a change is announced, what happens on failure.
 
 A task runs one command as a child process with the credentials of one role. An asset is announced only when its number
-(the last published load, the mart's version, …) has grown since its last event, so nothing downstream runs for nothing,
-and nothing is lost when a task dies between the work and the announcement.
+(the last published load, the mart's version, …) is not the one of its last event, so nothing downstream runs for
+nothing, and nothing is lost when a task dies between the work and the announcement.
 """
 
 from __future__ import annotations
@@ -61,16 +61,21 @@ def command(
     argv: list[str],
     given: dict[str, Any] | None = None,
     before: dict[str, Any] | None = None,
+    again: list[str] | None = None,
     **context: Any,
 ) -> Any:
-    """Run ``lyrebird ARGV…`` as ``role``. Gives the JSON that it prints last.
+    """Run ``lyrebird ARGV…`` as ``role``; at a second try with the words ``again`` too. Gives the JSON it prints last.
 
+    A task that was cleared begins anew: its next try is a first one.
     Words may hold ``{run_id}``, a field of ``given`` as ``{name}``, or of an earlier answer as ``{before[version]}``.
     """
     from storage.errors import Problem
     from storage.roles import run
 
-    words = [word.format(**(given or {}), before=before, run_id=context["run_id"]) for word in argv]
+    ti = context["ti"]
+    first = ti.max_tries - ti.task.retries + 1  # Airflow counts on when a task is cleared, and raises max_tries
+    wanted = argv + (again or [] if ti.try_number > first else [])
+    words = [word.format(**(given or {}), before=before, run_id=context["run_id"]) for word in wanted]
     try:
         output = run(role, words, say=log.info)  # type: ignore[arg-type]
     except Problem as problem:
@@ -86,7 +91,7 @@ def total(answers: Any, field: str) -> int:
 
 
 def announce(what: Asset, task_id: str = "announce") -> Any:
-    """A task that emits ``what`` when the number it is given has grown since the asset's last event.
+    """A task that emits ``what`` when the number it is given differs from the one of the asset's last event.
 
     It takes a number, or an answer with a field ``number``.
     """
@@ -96,7 +101,7 @@ def announce(what: Asset, task_id: str = "announce") -> Any:
         number = int(answer["number"] if isinstance(answer, dict) else answer)
         events = inlet_events[what]
         told = max((int(event.extra.get("number", 0)) for event in events[-1:]), default=0) if len(events) else 0
-        if number <= told:
+        if number == told:
             raise AirflowSkipException(f"nothing changed since number {told}: nothing downstream has to run")
         outlet_events[what].extra = {"number": number}
         log.info("%s: %s -> %s", what.name, told, number)

@@ -19,10 +19,13 @@ import tomli_w
 from rich.console import Console
 from rich.markup import escape
 
+from infra.embedded.home import write_private
 from ingestion import catalogue
+from ml.tasks import FAMILIES
 from storage import warehouse
 from storage.errors import Problem
-from storage.settings import Settings, for_role, home, options, options_file
+from storage.settings import Settings, for_role, home, on_this_machine, options, options_file
+from storage.transform import DOMAINS
 
 Say = Callable[[str], None]
 ACTIVE, ENDED = ("queued", "running"), ("success", "failed")
@@ -30,6 +33,8 @@ QUIET_SECONDS = 12  # without any active or pending run: the chain has come to r
 PATIENCE_SECONDS = 3 * 3600
 DETAIL_SECONDS = 15  # between two lines that differ only in how far a training is
 PARTS = {"audio_folder": "birds", "parallel_files": "multi30k", "piano_roll_files": "jsb_chorales"}
+MADE = {"ingest": catalogue.names(), "transform": DOMAINS, "train": FAMILIES, "predict": FAMILIES}  # by dags/<kind>.py
+OURS = [f"{kind}_{name}" for kind, names in MADE.items() for name in names]  # other DAGs are let be
 
 
 class Airflow:
@@ -40,12 +45,16 @@ class Airflow:
         self.base = settings.airflow_url
         self._login = {"username": settings.airflow_user, "password": settings.airflow_password.get_secret_value()}
         self.session = requests.Session()
+        self.session.trust_env = not on_this_machine(self.base)
         self._renew()
 
     def _renew(self) -> None:
-        answer = self.session.post(f"{self.base}/auth/token", json=self._login, timeout=30)
-        answer.raise_for_status()
-        self.session.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
+        try:
+            answer = self.session.post(f"{self.base}/auth/token", json=self._login, timeout=30)
+            answer.raise_for_status()
+            self.session.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
+        except requests.RequestException as error:
+            raise Problem(f"Airflow does not let us in: {error}", "`lyrebird status` shows how it is") from error
 
     def call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         """One call; a token that ran out is renewed, a busy server asked again."""
@@ -70,15 +79,16 @@ class Airflow:
         raise Problem(f"Airflow did not answer {method} {path}", f"Its log: {home() / 'logs'}")
 
     def runs(self, since: datetime) -> list[dict[str, Any]]:
-        """Runs of all DAGs that began to be queued at or after ``since``."""
-        query = {"run_after_gte": since.isoformat(), "limit": 200, "order_by": "-run_after"}
-        found: list[dict[str, Any]] = self.call("GET", "dags/~/dagRuns", params=query)["dag_runs"]
-        return found
+        """Runs of our DAGs that began to be queued at or after ``since``, the latest first."""
+        return self._listed(run_after_gte=since.isoformat(), order_by="-run_after")
 
     def active(self) -> list[dict[str, Any]]:
-        """Runs of all DAGs that are queued or running, whenever they began."""
-        query = {"state": ["queued", "running"], "limit": 200}
-        found: list[dict[str, Any]] = self.call("GET", "dags/~/dagRuns", params=query)["dag_runs"]
+        """Runs of our DAGs that are queued or running, whenever they began."""
+        return self._listed(states=["queued", "running"])
+
+    def _listed(self, **wanted: Any) -> list[dict[str, Any]]:
+        body = {"dag_ids": OURS, "page_limit": 200} | wanted
+        found: list[dict[str, Any]] = self.call("POST", "dags/~/dagRuns/list", json=body)["dag_runs"]
         return found
 
     def run(self, dag: str, run: str) -> dict[str, Any]:
@@ -97,11 +107,11 @@ def run(say: Say) -> None:
     """
     started, begin = datetime.now(UTC), time.monotonic()
     airflow = Airflow(for_role("admin"))
-    dags = _all_dags(airflow)
-    for dag in dags:
+    _wait_for_dags(airflow)
+    for dag in OURS:
         airflow.call("PATCH", f"dags/{dag}", json={"is_paused": False})
     roots = [f"ingest_{source.name}" for source in catalogue.sources() if not source.after]
-    _mend(airflow, dags, say)
+    _mend(airflow, [dag for dag in OURS if dag not in roots], say)
     _trigger(airflow, roots)
     console = Console(stderr=True)
     display = Screen(console, begin) if console.is_terminal else Log(say, begin)
@@ -123,34 +133,40 @@ def configure(data: Path, say: Say) -> None:
     for source, folder in found.items():
         known.setdefault("sources", {}).setdefault(source, {})["location"] = str(folder)
         say(f"{source}: {folder}")
-    options_file().parent.mkdir(parents=True, exist_ok=True)
-    options_file().write_text(tomli_w.dumps(known), encoding="utf-8")
+    path = options_file().resolve()  # it may be a link
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_private(path, tomli_w.dumps(known))  # a location may hold a password
 
 
-def _all_dags(airflow: Airflow, seconds: int = 180) -> list[str]:
-    """Names of the DAGs, once the DAG processor has seen every file."""
-    expected = {f"ingest_{name}" for name in catalogue.names()} | {"transform_platform", "predict_birds", "train_birds"}
+def _wait_for_dags(airflow: Airflow, seconds: int = 180) -> None:
+    """Wait until the DAG processor has read every file of ours."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        errors = airflow.call("GET", "importErrors")["import_errors"]
-        if errors:
-            raise Problem(
-                f"{errors[0]['filename']} does not import: {errors[0]['stack_trace'].strip().splitlines()[-1]}"
-            )
-        found = [dag["dag_id"] for dag in airflow.call("GET", "dags", params={"limit": 200})["dags"]]
-        if expected <= set(found):
-            return found
+        for error in airflow.call("GET", "importErrors")["import_errors"]:
+            if Path(error["filename"]).stem in MADE:
+                last = error["stack_trace"].strip().splitlines()[-1]
+                raise Problem(f"{error['filename']} does not import: {last}", "Mend it, and run the same command again")
+        if {dag["dag_id"] for dag in airflow.call("GET", "dags", params={"limit": 200})["dags"]} >= set(OURS):
+            return
         time.sleep(1)
     raise Problem("Airflow has not read the DAGs", f"Look at {home() / 'logs' / 'airflow-dag-processor.log'}")
 
 
 def _mend(airflow: Airflow, dags: list[str], say: Say) -> None:
-    """Clear what failed in each DAG's last run: a run of the chain finishes what an earlier one left."""
+    """Clear what failed in each DAG's last run: a run of the chain finishes what an earlier one left.
+
+    An ingest DAG fetches again, as a load that was rejected stays rejected; those with a cron of their own (``roots``)
+    are left out of ``dags``, because a new run of them is triggered anyway.
+    """
     for dag in dags:
         last = airflow.call("GET", f"dags/{dag}/dagRuns", params={"order_by": "-run_after", "limit": 1})["dag_runs"]
         if last and last[0]["state"] == "failed":
             say(f"{dag}: trying again what failed in its last run")
-            body = {"dry_run": False, "dag_run_id": last[0]["dag_run_id"], "only_failed": True, "reset_dag_runs": True}
+            body = {"dry_run": False, "dag_run_id": last[0]["dag_run_id"], "reset_dag_runs": True} | (
+                {"task_ids": ["ingest"], "include_downstream": True, "only_failed": False}
+                if dag.startswith("ingest_")
+                else {"only_failed": True}
+            )
             airflow.call("POST", f"dags/{dag}/clearTaskInstances", json=body)
 
 

@@ -23,8 +23,12 @@ suits "$python" ||
 "$python" -c 'import venv, ensurepip' 2>/dev/null ||
     fail "$python cannot make virtual environments. On Debian and Ubuntu: sudo apt install python3-venv"
 
-free_mb=$(df -Pm . | awk 'NR == 2 {print $4}')
-[ "$free_mb" -ge 5000 ] || fail "only $free_mb MB are free in $(pwd). The environment needs 3 GB and the data 2 GB more"
+enough() { # GB of the environment, what to do where there is too little
+    free_mb=$(df -Pm . | awk 'NR == 2 {print $4}')
+    [ "$free_mb" -ge $(($1 * 1000 + 2000)) ] ||
+        fail "only $free_mb MB are free in $(pwd). The environment needs $1 GB and the data 2 GB more${2:-}"
+}
+enough 3
 
 if [ -x .venv/bin/python ] && ! { suits .venv/bin/python && .venv/bin/python -m pip --version >/dev/null 2>&1; }; then
     say "The environment in .venv is broken or of another Python; making it anew."
@@ -32,7 +36,14 @@ if [ -x .venv/bin/python ] && ! { suits .venv/bin/python && .venv/bin/python -m 
 fi
 [ -x .venv/bin/python ] || "$python" -m venv .venv ||
     fail "no environment could be made in $(pwd)/.venv. Mend what is said above and run the same command again"
-say "Installing $(grep -c == constraints.txt) pinned packages into .venv: about 0.9 GB to download, 2.5 GB on disk, 3 to 5 minutes."
+size="about 0.9 GB to download, 2.5 GB on disk"
+# Which build of torch pip takes is up to its index, so it is asked: on Linux, PyPI has the one that brings CUDA along.
+if [ "$(uname -s)" = Linux ] && .venv/bin/python -m pip install --dry-run --no-deps --quiet --retries 0 --report - \
+    torch -c constraints.txt 2>/dev/null | grep -q nvidia-; then
+    size="about 3.5 GB to download, 7 GB on disk, most of it for the CUDA build of torch"
+    enough 8 ", because pip's index gives the CUDA build of torch. An index with the CPU build (PIP_EXTRA_INDEX_URL) saves 5 GB"
+fi
+say "Installing $(grep -c == constraints.txt) pinned packages into .venv: $size, 3 to 5 minutes on a fast line."
 say "After that nothing is downloaded any more."
 .venv/bin/python -m pip install --quiet --progress-bar off --disable-pip-version-check \
     -e '.[train,predict,demo,dev]' -c constraints.txt ||

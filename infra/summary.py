@@ -109,14 +109,15 @@ def _recording(model: str) -> Path:
 
 
 def _sentence(model: str) -> str:
-    """A sentence of the test split that the model was not trained on."""
+    """A short sentence from where the model's sentences come from, held out from training where there is one."""
     rows = _query(
-        "select m.source_text from marts.mart_translation_training_pairs as m where m.split = 'test' "
-        "and m.target_language = %s and m.source_text !~ '[\"%%{}$`\\\\]' "
-        "and length(m.source_text) between 15 and 60 order by md5(m.pair_id) limit 1",
+        "select m.source_text from marts.mart_translation_training_pairs as m "
+        "where m.target_language = %s and m.source_text !~ '[\"%%{}$`\\\\]' "
+        "order by (m.split = 'test') desc, (m.split = 'valid') desc, "
+        "length(m.source_text) between 15 and 60 desc, md5(m.pair_id) limit 1",
         (ISO_639[model.split("-")[2]],),
     )
-    return rows[0][0] if rows else "Delete the selected file"
+    return str(rows[0][0]) if rows else ""
 
 
 def _query(statement: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from ml import registry
 from storage import warehouse
 from storage.errors import Problem
+from storage.media.text import lines as text_lines
+from storage.media.text import read_lines
 from storage.settings import Settings
 
 Say = Callable[[str], None]
 ISO_639 = {"en": "eng", "ru": "rus", "de": "deu", "fr": "fra", "es": "spa"}
+LANGUAGES = {code: short for short, long in ISO_639.items() for code in (short, long)}  # either code -> the short one
 
 
 def champion(family: str, settings: Settings) -> str:
@@ -97,14 +100,13 @@ def compose(
     """Write a MIDI file. Gives what was written, and by which model."""
     from ml.music import compose as music
 
+    _check_writable(out, "--output")
     folder, full, about = _load(name, "music", settings)
     model = music.load(folder, full)
     prime = model.read_midi(start) if start else None
     tune = model.compose(frames, prime=prime, temperature=temperature, seed=seed)
-    try:
+    with _writing(out, "--output"):
         out.write_bytes(model.midi(tune))
-    except OSError as error:
-        raise Problem(f"cannot write {out}: {error.strerror}", "Name another file with --output") from error
     return {"file": str(out), "frames": len(tune), "grid": model.grid, "model": full, "origin": _origin(about, full)}
 
 
@@ -126,16 +128,19 @@ def translate(
 
     if bool(text) == (source_file is not None):
         raise Problem("there is nothing to translate, or too much", "Give sentences, or --input FILE")
+    for path, option in ((target_file, "--output"), (attention, "--attention")):
+        _check_writable(path, option)
     lines = text or _lines(source_file)
-    folder, full, about = _load(name or f"translation-{source[:2]}-{target[:2]}", "translation", settings)
+    folder, full, about = _load(name or model_of_pair(source, target), "translation", settings)
     model = translation.load(folder)
     to = ISO_639.get(target, target)
     found = model.translate(lines, beam=beam, to=to)
-    if attention is not None:
+    if attention is not None and lines:
         from ml.translation.train import draw_attention
 
         figure, words = draw_attention(model, lines[0], to)
-        figure.savefig(attention, format="png", bbox_inches="tight")
+        with _writing(attention, "--attention"):
+            figure.savefig(attention, format="png", bbox_inches="tight")
         say(words)
     if as_json:
         rows = [{"source": a, "target": b, "model": full} for a, b in zip(lines, found, strict=True)]
@@ -143,7 +148,8 @@ def translate(
     else:
         body = "".join(f"{line}\n" for line in found)
     if target_file is not None:
-        target_file.write_text(body, encoding="utf-8")
+        with _writing(target_file, "--output"):
+            target_file.write_text(body, encoding="utf-8")
     else:
         sys.stdout.write(body)
     say(f"({_origin(about, full)})")
@@ -151,14 +157,37 @@ def translate(
 
 def _lines(path: Path | None) -> list[str]:
     """Lines of a UTF-8 file, or of stdin for ``-``."""
+    if path is None or str(path) == "-":
+        return text_lines(sys.stdin.buffer.read(), "the standard input")
+    return read_lines(path)
+
+
+def model_of_pair(source: str, target: str) -> str:
+    """The model of a pair of languages, given by their codes of two or three letters."""
+    for code in (source, target):
+        if code not in LANGUAGES:
+            known = ", ".join(f"{short} ({long})" for short, long in ISO_639.items())
+            raise Problem(f"there is no model for the language {code!r}", f"The languages: {known}")
+    return f"translation-{LANGUAGES[source]}-{LANGUAGES[target]}"
+
+
+@contextmanager
+def _writing(path: Path, option: str) -> Iterator[None]:
+    """What goes wrong with a file that a person named is said in a sentence."""
     try:
-        raw = sys.stdin.buffer.read() if path is None or str(path) == "-" else path.read_bytes()
-        return raw.decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n").split("\n") if raw else []
+        yield
     except OSError as error:
-        raise Problem(f"cannot read {path}: {error.strerror}", "Name a text file that exists") from error
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise Problem(f"{path}, line {line}, is no UTF-8", "Convert the file first, with iconv for example") from error
+        raise Problem(f"cannot write {path}: {error.strerror}", f"Name another file with {option}") from error
+
+
+def _check_writable(path: Path | None, option: str) -> None:
+    """Find out before the work that a file cannot be written; leave what is there as it is."""
+    if path is not None and not path.is_fifo():  # whoever reads a pipe would take this for its end
+        new = not (path.exists() or path.is_symlink())
+        with _writing(path, option):
+            path.open("ab").close()
+            if new:
+                path.unlink()
 
 
 def evaluate_birds(folder: Path, labels: Path, name: str, settings: Settings) -> dict[str, Any]:
@@ -185,8 +214,9 @@ def evaluate_translation(
     from ml.training.evaluation import interval
     from ml.translation import evaluate, translate
 
-    place, full, _ = _load(name or f"translation-{from_[:2]}-{to[:2]}", "translation", settings)
-    scored = evaluate.evaluate_files(translate.load(place), source, reference, ISO_639.get(to, to))
+    sources, references = evaluate.read_aligned(source, reference)
+    place, full, _ = _load(name or model_of_pair(from_, to), "translation", settings)
+    scored = evaluate.evaluate_lines(translate.load(place), sources, references, ISO_639.get(to, to))
     metrics = []
     for metric, evaluation in scored.metrics.items():
         value, low, high = interval(evaluation)

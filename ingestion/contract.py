@@ -23,6 +23,7 @@ from storage.objects import Objects
 from storage.settings import Settings
 
 if TYPE_CHECKING:
+    from ingestion.locations import Location
     from ingestion.web import Web
 
 Cursor = dict[str, Any]
@@ -134,6 +135,13 @@ class Context:
         given = self.config.get("allowed_hosts", [])
         return Web(self.settings, rate=self.config.get("rate", ""), allowed=given, say=self.progress)
 
+    def location(self) -> Location | None:
+        """The place that the options `location` and `storage` name; None where none is."""
+        from ingestion.locations import Location
+
+        url = str(self.config["location"] or "").strip()
+        return Location(url, self.settings, self.config.get("storage")) if url else None
+
 
 @dataclass(frozen=True)
 class Resource:
@@ -164,6 +172,13 @@ class Resource:
     def known(self, cursor: Cursor) -> Resource:
         """The resource with the schema that holds at this cursor."""
         return replace(self, schema=self.columns(cursor)) if self.columns else self
+
+
+# Options of every source that reads files from a location.
+LOCATION: dict[str, tuple[Any, str]] = {
+    "location": ("", "folder, http(s):// address or s3://bucket/prefix; empty: nothing is read"),
+    "storage": ({}, "of an s3:// location elsewhere: {endpoint, access_key, secret_key, region}"),
+}
 
 
 @dataclass(frozen=True)

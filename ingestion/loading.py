@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -60,7 +60,7 @@ def load_segment(
         say(f"{source.name}: segment {load} is of the resource {header.resource}, which is no more; left as it is")
         return None
     resource = resource.known(header.cursor)
-    counts = Counts()
+    counts, refused = Counts(), set[str | None]()
     with db, db.cursor() as sql:
         sql.execute("select 1 from ops.load where source = %s and load = %s", (source.name, load))
         if sql.fetchone():
@@ -71,7 +71,7 @@ def load_segment(
         sql.execute(f'create temporary table incoming (like raw."{source.table(resource)}") on commit drop')
         fetched_at = header.sealed_at
         with Uploads(stores.objects) as uploads:
-            for batch in _batches(_read(source, resource, load, entries, counts, uploads, sql), BATCH):
+            for batch in _batches(_read(source, resource, load, entries, counts, refused, uploads, sql), BATCH):
                 uploads.wait()  # a row never names a blob that is not there
                 reached("parsed")
                 lines = _project(source, resource, batch, stores) if resource.store == "documents" else batch
@@ -84,6 +84,8 @@ def load_segment(
                 reached("copied")
                 say(f"{source.name}/{resource.name}: {counts.rows:,} records of {counts.pages:,} pages")
         counts.versions = _insert_versions(db, source, resource, listed)
+        if resource.mode == "replace" and None not in refused:
+            counts.versions += _delete_missing(db, source, resource, refused)
         verdict: dict[str, Any] = read_verdict(stores.objects, source.name, load) or {"state": "loaded"}
         _record(db, header, counts, verdict, fetched_at)
         reached("before commit")
@@ -122,14 +124,20 @@ def _read(
     load: int,
     entries: Iterator[Landed],
     counts: Counts,
+    refused: set[str | None],
     uploads: Uploads,
     sql: cursor,
 ) -> Iterator[_Line]:
-    """Index the entries and parse them into checked lines; what breaks its contract goes to quarantine."""
+    """Index the entries and parse them into checked lines; what breaks its contract goes to quarantine.
+
+    ``refused`` gets the keys of those, and None for what has none.
+    """
     position = 0
 
     def quarantine(page: Landed, payload: object, reason: str) -> None:
         counts.quarantined += 1
+        key = tuple(map(payload.get, resource.key)) if isinstance(payload, Mapping) else (None,)
+        refused.add(_storable(rows.key_text(key)) if all(isinstance(part, (str, int)) for part in key) else None)
         text, reason = _storable(_shown(payload)[:PAYLOAD]), _storable(reason[:1000])
         sql.execute(
             "insert into ops.quarantine (source, load, resource, position, payload, reason, landing) "
@@ -238,27 +246,36 @@ def _insert_versions(db: connection, source: Source, resource: Resource, listed:
             """,
             (source.name,),
         )
-        inserted = sql.rowcount
-        if resource.mode == "replace":
-            sql.execute(
-                f"""
-                insert into {table} (_load, _position, _key, _hash, _deleted, _landing, _fetched_at)
-                select (select max(_load) from incoming),
-                       (select max(_position) from incoming) + row_number() over (order by c._key),
-                       c._key, '', true, null, (select max(_fetched_at) from incoming)
-                from (
-                    select distinct on (r._key) r._key, r._deleted
-                    from {table} as r
-                    join ops.load as l on l.source = %s and l.load = r._load and l.state <> 'rejected'
-                    order by r._key, r._load desc, r._position desc
-                ) as c
-                where not c._deleted and exists (select from incoming)
-                  and not exists (select from incoming as i where i._key = c._key)
-                """,
-                (source.name,),
-            )
-            inserted += sql.rowcount
-    return inserted
+        return sql.rowcount
+
+
+def _delete_missing(db: connection, source: Source, resource: Resource, refused: set[str | None]) -> int:
+    """Append a deletion for each current key that a snapshot does not hold.
+
+    A key whose record went to quarantine is no deletion; where records were refused that have no key, nobody knows
+    whose they were, and the caller deletes nothing.
+    """
+    table = f'raw."{source.table(resource)}"'
+    with db.cursor() as sql:
+        sql.execute(
+            f"""
+            insert into {table} (_load, _position, _key, _hash, _deleted, _landing, _fetched_at)
+            select (select max(_load) from incoming),
+                   (select max(_position) from incoming) + row_number() over (order by c._key),
+                   c._key, '', true, null, (select max(_fetched_at) from incoming)
+            from (
+                select distinct on (r._key) r._key, r._deleted
+                from {table} as r
+                join ops.load as l on l.source = %s and l.load = r._load and l.state <> 'rejected'
+                order by r._key, r._load desc, r._position desc
+            ) as c
+            where not c._deleted and exists (select from incoming)
+              and not exists (select from incoming as i where i._key = c._key)
+              and c._key <> all(%s)
+            """,
+            (source.name, list(refused)),
+        )
+        return sql.rowcount
 
 
 def _record(db: connection, header: Header, counts: Counts, verdict: dict[str, Any], fetched_at: datetime) -> None:

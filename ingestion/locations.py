@@ -54,14 +54,17 @@ class Entry:
 class Location:
     """Files under ``url``: a path or ``file://`` folder, ``http(s)://`` directory or file, ``s3://bucket/prefix``.
 
-    S3 uses the ``LYREBIRD_S3_*`` settings when they name an endpoint, and otherwise what AWS clients use.
+    ``storage`` says where S3 is, as ``endpoint``, ``access_key``, ``secret_key`` and ``region``; what it leaves out is
+    as AWS clients find it. Without it S3 is the platform's own object store (the ``LYREBIRD_S3_*`` settings).
     Raises Problem, in every method, when the location cannot be reached or is not there.
     """
 
-    def __init__(self, url: str | Path, settings: Settings | None = None) -> None:
+    def __init__(
+        self, url: str | Path, settings: Settings | None = None, storage: Mapping[str, str] | None = None
+    ) -> None:
         self._given = str(url)
         self.url = re.sub(r"//[^/@]*@", "//", self._given)  # for people: without a user's password
-        self._root = _root(self._given, settings)
+        self._root = _root(self._given, settings, storage or {})
 
     @property
     def name(self) -> str:
@@ -261,25 +264,27 @@ class _Web:
 class _Bucket:
     """An S3 prefix, through pyarrow's client in fsspec's wrapper."""
 
-    def __init__(self, url: str, settings: Settings | None) -> None:
+    def __init__(self, url: str, settings: Settings | None, storage: Mapping[str, str]) -> None:
         from fsspec.implementations.arrow import ArrowFSWrapper
         from pyarrow.fs import S3FileSystem
 
-        options: dict[str, Any] = {}
-        if settings is None:
+        if unknown := storage.keys() - {"endpoint", "access_key", "secret_key", "region"}:
+            raise Problem(f"S3 has no option {min(unknown)}", "There are endpoint, access_key, secret_key and region")
+        if not storage:
             from storage.settings import Settings
 
-            settings = Settings()
-        if settings.s3_endpoint:
-            endpoint = urlsplit(settings.s3_endpoint)
-            options = {
-                "endpoint_override": endpoint.netloc,
-                "scheme": endpoint.scheme,
-                "access_key": settings.s3_access_key,
-                "secret_key": settings.s3_secret_key.get_secret_value(),
-                "region": settings.s3_region,
-                "force_virtual_addressing": False,
+            own = settings or Settings()
+            own.need("s3_endpoint")
+            storage = {
+                "endpoint": own.s3_endpoint,
+                "access_key": own.s3_access_key,
+                "secret_key": own.s3_secret_key.get_secret_value(),
+                "region": own.s3_region,
             }
+        options: dict[str, Any] = {name: value for name, value in storage.items() if name != "endpoint"}
+        if storage.get("endpoint"):
+            endpoint = urlsplit(storage["endpoint"])
+            options |= {"endpoint_override": endpoint.netloc, "scheme": endpoint.scheme}
         self._client = S3FileSystem(connect_timeout=_TIMEOUT_S, request_timeout=_TIMEOUT_S, **options)
         self._files = ArrowFSWrapper(self._client)
         self._prefix = url.removeprefix("s3://").strip("/")
@@ -321,14 +326,14 @@ def fingerprint(entries: Sequence[Entry], *more: object) -> str:
     return hashlib.sha256(json.dumps([listing, more], default=str).encode()).hexdigest()[:32]
 
 
-def _root(url: str, settings: Settings | None) -> _Root:
+def _root(url: str, settings: Settings | None, storage: Mapping[str, str]) -> _Root:
     if not url.strip():
         raise Problem("the location is empty", "Name a folder, an http(s):// address or s3://bucket/prefix")
     scheme = url.split("://", 1)[0].lower() if "://" in url else ""
     if scheme in ("http", "https"):
         return _Web(url)
     if scheme == "s3":
-        return _Bucket(url, settings)
+        return _Bucket(url, settings, storage)
     if scheme == "file":
         return _Folder(Path(unquote(urlsplit(url).path)))
     if scheme:

@@ -30,7 +30,7 @@ from ml.training.files import read_json, write_json
 from storage import warehouse
 from storage.errors import Problem
 from storage.objects import Objects
-from storage.roles import QUIET
+from storage.roles import QUIET, past_proxies
 from storage.settings import Settings, home
 
 if TYPE_CHECKING:
@@ -500,7 +500,9 @@ def _registry(settings: Settings) -> Iterator[MlflowClient]:
     """MLflow's client with these settings' credentials; what it cannot do is told in a sentence."""
     settings.need("mlflow_url", "mlflow_user", "mlflow_password")
     # MLflow takes credentials and options from the environment alone; they leave it with the client.
-    wanted = QUIET | {
+    wanted = {
+        **QUIET,
+        **past_proxies(),
         "MLFLOW_TRACKING_USERNAME": settings.mlflow_user,
         "MLFLOW_TRACKING_PASSWORD": settings.mlflow_password.get_secret_value(),
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # its default keeps a person waiting for minutes

@@ -6,7 +6,7 @@ in batches only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pymongo import MongoClient, UpdateOne
@@ -38,12 +38,7 @@ class Documents:
         new = 0
         try:
             for start in range(0, len(versions), BATCH):
-                writes = [
-                    UpdateOne(
-                        {"_id": v["_id"]}, {"$setOnInsert": {k: x for k, x in v.items() if k != "_id"}}, upsert=True
-                    )
-                    for v in versions[start : start + BATCH]
-                ]
+                writes = [_insert(version) for version in versions[start : start + BATCH]]
                 new += self.database[collection].bulk_write(writes, ordered=False).upserted_count
         except BulkWriteError as error:
             first = (error.details or {}).get("writeErrors", [{}])[0].get("errmsg", str(error))
@@ -68,16 +63,6 @@ class Documents:
                 "Run `lyrebird replay` for this source",
             )
         return found
-
-    def delete(self, collection: str, ids: Sequence[str]) -> int:
-        try:
-            return int(self.database[collection].delete_many({"_id": {"$in": list(ids)}}).deleted_count)
-        except PyMongoError as error:
-            raise _unreachable(error) from error
-
-    def scan(self, collection: str) -> Iterator[dict[str, Any]]:
-        """Every version of a collection."""
-        yield from self.database[collection].find({}, batch_size=BATCH)
 
 
 def _insert(version: Mapping[str, Any]) -> UpdateOne:

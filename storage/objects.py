@@ -14,12 +14,10 @@ from botocore.client import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from storage.errors import Problem
-from storage.settings import Settings
+from storage.settings import Settings, on_this_machine
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-
-BUCKETS = ("landing", "derived", "datasets", "mlflow", "docs")
 
 
 class Objects:
@@ -41,6 +39,7 @@ class Objects:
                 connect_timeout=10,
                 read_timeout=60,
                 max_pool_connections=16,
+                proxies={} if on_this_machine(settings.s3_endpoint) else None,  # None: as the environment says
             ),
         )
 

@@ -32,9 +32,17 @@ QUIET = {
     "AWS_EC2_METADATA_DISABLED": "true",
 }
 
+
 # What a fresh environment keeps of the old one: nothing that could hold a credential.
 KEPT = ("PATH", "HOME", "USER", "LANG", "LC_ALL", "TMPDIR", "TZ", "VIRTUAL_ENV", "SSL_CERT_FILE", "SSL_CERT_DIR")
 KEPT_OURS = ("LYREBIRD_HOME", "LYREBIRD_CHECKOUT", "LYREBIRD_OPTIONS", "LYREBIRD_SECRETS")
+
+
+def past_proxies() -> dict[str, str]:
+    """Variables that lead clients past any proxy to this machine, beside where they lead already."""
+    others = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    hosts = others if others == "*" else ",".join(filter(None, ["127.0.0.1,localhost", others]))
+    return {"no_proxy": hosts, "NO_PROXY": hosts}
 
 
 def environment(role: Role, extra: Mapping[str, str] | None = None) -> dict[str, str]:

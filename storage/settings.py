@@ -10,6 +10,7 @@ import os
 import tomllib
 from pathlib import Path
 from typing import Any, Literal, get_args
+from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -71,6 +72,13 @@ class Settings(BaseSettings):
                 f"no {', '.join(f'LYREBIRD_{name.upper()}' for name in missing)} for the role {self.role}",
                 "Start the stack with `make up`, or set these in the environment",
             )
+
+
+def on_this_machine(url: str) -> bool:
+    """Whether a server is on loopback: then its clients go past any proxy, which could not reach it, and would be sent
+    its passwords. To a server elsewhere the way may well lead through one.
+    """
+    return urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
 
 
 def _plain(value: object) -> object:

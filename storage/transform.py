@@ -79,29 +79,17 @@ def project() -> Path:
 
 def marts(domain: str) -> list[str]:
     """Names of the marts that belong to a domain, sorted."""
-    return sorted(path.stem for path in (project() / "models" / "marts" / _known(domain)).glob("*.sql"))
+    return sorted(path.stem for path in (project() / "models" / "marts" / known(domain)).glob("*.sql"))
 
 
 def next_schema(domain: str) -> str:
     """The schema that dbt builds a domain's marts into, before they are audited and published."""
-    return f"marts_next_{_known(domain)}"
+    return f"marts_next_{known(domain)}"
 
 
 def target_path(domain: str, layer: str) -> Path:
     """The folder of dbt's artifacts for a domain and layer: manifest, run results, logs."""
     return home() / "dbt" / f"{domain}-{layer}"
-
-
-def transform(domain: str, settings: Settings, retry: bool = False, say: Say | None = None) -> dict[str, Any]:
-    """All layers of a domain in order; the marts are then ready to be audited and published.
-
-    Returns ``{"domain", "layers": [what build returns], "splits": what assign_splits returns}``.
-    Raises Problem when a layer fails; the layers after it do not run.
-    """
-    layers = [build(domain, "core", settings, retry, say)]
-    splits = assign_splits(domain, settings)
-    layers.append(build(domain, "marts", settings, retry, say))
-    return {"domain": domain, "layers": layers, "splits": splits}
 
 
 def build(domain: str, layer: str, settings: Settings, retry: bool = False, say: Say | None = None) -> dict[str, Any]:
@@ -122,7 +110,7 @@ def assign_splits(domain: str, settings: Settings) -> dict[str, int]:
 
     Returns how many new groups got each split, such as ``{"train": 80, "valid": 11}``.
     """
-    if _known(domain) in WITHOUT_CORE:
+    if known(domain) in WITHOUT_CORE:
         return {}
     view = pg.Identifier("staging", f"int_{domain}_groups")
     with closing(warehouse.connect(settings)) as db, db, db.cursor() as sql:
@@ -166,9 +154,10 @@ def docs(settings: Settings, say: Say | None = None) -> Path:
     return folder
 
 
-def _known(domain: str) -> str:
+def known(domain: str) -> str:
+    """The domain, if there is one of that name. Raises Problem that lists the domains there are."""
     if domain not in DOMAINS:
-        raise Problem(f"there is no domain {domain}", f"There are: {', '.join(DOMAINS)}")
+        raise Problem(f"there is no domain {domain}", f"The domains: {', '.join(DOMAINS)}")
     return domain
 
 
@@ -181,7 +170,7 @@ def _alone(settings: Settings, domains: Sequence[str]) -> Iterator[connection]:
     """A connection that holds the locks of these domains."""
     with closing(warehouse.connect(settings, application="lyrebird transform")) as db, ExitStack() as locks:
         for domain in domains:
-            locks.enter_context(warehouse.advisory_lock(db, f"transform.{_known(domain)}"))
+            locks.enter_context(warehouse.advisory_lock(db, f"transform.{known(domain)}"))
         yield db
 
 

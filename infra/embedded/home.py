@@ -160,10 +160,20 @@ class Home:
 
     # passwords
 
+    def password(self, name: str) -> str:
+        """A password that the first `up` made. Raises Problem before that."""
+        known = self._known_passwords()
+        if name not in known:
+            raise Problem(f"there are no passwords in {self.secrets} yet", "Start the stack with `make up`")
+        return known[name]
+
+    def _known_passwords(self) -> dict[str, str]:
+        path = self.secrets / "stack.json"
+        return dict(json.loads(path.read_text())) if path.exists() else {}
+
     def passwords(self) -> dict[str, str]:
         """Every password of this installation, made once. Only letters, digits, ``-`` and ``_``: safe in any URL."""
-        path = self.secrets / "stack.json"
-        known: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+        path, known = self.secrets / "stack.json", self._known_passwords()
         missing = [name for name in PASSWORDS if name not in known]
         if missing:
             known |= {name: secrets.token_urlsafe(48 if name in KEYS else 24) for name in missing}
@@ -258,7 +268,7 @@ def write_private(path: Path, text: str) -> None:
     """Replace a file in one step, readable by its owner only."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     temporary.unlink(missing_ok=True)
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

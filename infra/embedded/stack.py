@@ -355,8 +355,8 @@ def _measure(pid: int | None) -> tuple[float, int, float]:
 
 
 def credentials(home: Path | str) -> tuple[str, str]:
-    """User and password of the web pages: Airflow, MLflow and the documentation."""
-    return UI_USER, Home.at(home).passwords()["ui"]
+    """User and password of the web pages: Airflow, MLflow and the documentation. Raises Problem before any `up`."""
+    return UI_USER, Home.at(home).password("ui")
 
 
 def airflow_environment(home: Path | str) -> dict[str, str]:

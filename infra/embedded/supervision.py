@@ -22,7 +22,7 @@ from typing import Any, Literal
 from infra.embedded.home import Home, write_private
 from infra.embedded.leftovers import end_leftovers
 from storage.errors import Problem
-from storage.roles import QUIET
+from storage.roles import QUIET, past_proxies
 
 Signal = Literal["SIGTERM", "SIGINT", "SIGQUIT", "SIGKILL"]
 
@@ -227,9 +227,6 @@ def clean_environment() -> dict[str, str]:
     network = ("http_proxy", "https_proxy", "all_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE")
     names = {*kept, *network, *(name.upper() for name in network), "CUDA_VISIBLE_DEVICES"}
     ours = {name: os.environ[name] for name in names if name in os.environ}
-    local = "127.0.0.1,localhost"
-    others = [os.environ[name] for name in ("no_proxy", "NO_PROXY") if os.environ.get(name)]
-    direct = ",".join([local, *others[:1]])
     scripts = str(Path(sys.executable).parent)
     path = f"{scripts}{os.pathsep}{ours.get('PATH', os.defpath)}"
-    return ours | QUIET | {"PATH": path, "no_proxy": direct, "NO_PROXY": direct}
+    return ours | QUIET | {"PATH": path} | past_proxies()

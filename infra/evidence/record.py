@@ -77,6 +77,7 @@ def record(command: str) -> str:
         half = KEPT // 2
         lines = [*lines[:half], f"… {len(lines) - KEPT:,} lines left out …", *lines[-half:]]
     facts = f"{int(took) // 60}:{int(took) % 60:02} min, exit code {child.returncode}"
+    facts += f", load average {os.getloadavg()[1]:.1f}"
     if watch.most:
         facts += f", at most {watch.most / 1e9:.1f} GB of memory"
     return f"## `{command}`\n\n{facts}\n\n```text\n" + "\n".join(lines) + "\n```\n"

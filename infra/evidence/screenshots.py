@@ -53,6 +53,7 @@ class Browser:
 
     def picture(self, url: str, path: Path, *, whole: bool, seconds: float) -> None:
         """Open a page, let it settle, and keep what it shows (the whole page, or the first screen)."""
+        self.call("Page.navigate", url="about:blank")  # an address that differs after its # opens no page anew
         self.call("Page.navigate", url=url)
         time.sleep(seconds)
         # what is shown to newcomers hides the page

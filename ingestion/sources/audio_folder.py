@@ -24,8 +24,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from ingestion.contract import Bad, BadPage, Context, Gone, Landed, Page, Record, Resource, Source, describe
-from ingestion.locations import Location, fingerprint
+from ingestion.contract import LOCATION, Bad, BadPage, Context, Gone, Landed, Page, Record, Resource, Source, describe
+from ingestion.locations import fingerprint
 from storage.errors import Problem
 
 REQUIRED = ("file", "scientific_name")
@@ -34,13 +34,8 @@ SPLITS = ("train", "valid", "test")
 _IN_MEMORY = 8 << 20  # bytes of a file that is passed on without a copy on disk
 
 
-def _location(context: Context) -> Location | None:
-    url = str(context.config["location"] or "").strip()
-    return Location(url, context.settings) if url else None
-
-
 def _fetch_labels(context: Context) -> Iterator[Page | Gone]:
-    location = _location(context)
+    location = context.location()
     if location is None:
         return
     entries = location.list()
@@ -53,6 +48,10 @@ def _fetch_labels(context: Context) -> Iterator[Page | Gone]:
         holder = path.parent.name or location.name or "audio_folder"
         base = own if own in folders else str(path.parent)
         metas.append({"base": base, "label_set": str(context.config["label_set"] or holder)})
+    if context.cursor and not tables:  # nothing to yield would leave the labels that were published for ever
+        raise Problem(
+            f"{location.url} holds no table of labels (CSV) any more", "Put it back, if empty but for its head"
+        )
     cursor = {"listing": fingerprint(tables, location.url, metas)}
     if cursor == context.cursor:
         return
@@ -134,7 +133,7 @@ def _shown(row: dict[Any, Any]) -> dict[str, Any]:
 def _fetch_audio(context: Context) -> Iterator[Page | Gone]:
     from storage.media import audio
 
-    location = _location(context)
+    location = context.location()
     if location is None:
         return
     entries = [entry for entry in location.list() if entry.name.lower().endswith(audio.SUFFIXES)]
@@ -242,7 +241,7 @@ SOURCE = Source(
     cadence="30 3 * * *",
     resources=(LABELS, AUDIO),
     config={
-        "location": ("", "folder, http(s):// address or s3://bucket/prefix; empty: nothing is read"),
+        **LOCATION,
         "label_set": ("", "name of the set of labels; empty: the folder that holds the table"),
     },
 )

@@ -18,8 +18,7 @@ from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 
-from ingestion.contract import Bad, BadPage, Context, Gone, Landed, Page, Record, Resource, Source, describe
-from ingestion.locations import Location
+from ingestion.contract import LOCATION, Bad, BadPage, Context, Gone, Landed, Page, Record, Resource, Source, describe
 
 MAX_LINE = 100_000  # bytes
 MAX_BYTES = 8 << 30  # unpacked
@@ -28,9 +27,9 @@ _NAME = re.compile(r"(?P<part>[A-Za-z0-9][\w.-]*)\.(?P<language>[a-z]{2,3}(?:[-_
 
 def fetch(context: Context) -> Iterator[Page | Gone]:
     """Files that are new or changed. Cursor: {"files": {name: etag, or hash where there is none}}."""
-    if not context.config["location"]:
+    location = context.location()
+    if location is None:
         return
-    location = Location(str(context.config["location"]), context.settings)
     for file in location.changed("**/*", context.cursor.get("files", {}), _is_text):
         if file.again:
             yield from _dropped(context, file.name, file.path, file.cursor)
@@ -139,12 +138,7 @@ SOURCE = Source(
     licence="as the files' publisher says; Multi30k is for research and education, non-commercial",
     cadence="45 4 * * *",
     url="https://github.com/multi30k/dataset",
-    config={
-        "location": (
-            "",
-            "folder, HTTP(S) URL or S3 prefix of <corpus>/<part>.<language>[.gz], or of one corpus; empty = none",
-        )
-    },
+    config=LOCATION,
     resources=(
         Resource(
             name="lines",

@@ -14,8 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ingestion.contract import Bad, BadPage, Context, Gone, Landed, Page, Record, Resource, Source, describe
-from ingestion.locations import Location
+from ingestion.contract import LOCATION, Bad, BadPage, Context, Gone, Landed, Page, Record, Resource, Source, describe
 from storage.media import frames
 
 MAX_BYTES = 64 << 20
@@ -31,9 +30,9 @@ SPLITS = {
 
 def fetch(context: Context) -> Iterator[Page | Gone]:
     """Files that are new or changed. Cursor: {"files": {name: etag, or hash where there is none}}."""
-    if not context.config["location"]:
+    location = context.location()
+    if location is None:
         return
-    location = Location(str(context.config["location"]), context.settings)
     for file in location.changed("**/*.json", context.cursor.get("files", {}), lambda name: True):
         if file.again and file.path.stat().st_size <= MAX_BYTES:
             yield from _dropped(context, file.name, file.path.read_bytes(), file.cursor)
@@ -123,7 +122,7 @@ SOURCE = Source(
     licence="as the files' publisher says; the JSB chorales are a research data set of music in the public domain",
     cadence="15 4 * * *",
     url="https://github.com/czhuang/JSB-Chorales-dataset",
-    config={"location": ("", "folder, HTTP(S) URL or S3 prefix of JSON files; empty = none")},
+    config=LOCATION,
     resources=(
         Resource(
             name="pieces",

@@ -101,10 +101,6 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]], caption: str 
     return f"<table>{told}{top}<tbody>{''.join(lines)}</tbody></table>"
 
 
-def paragraph(text: str) -> str:
-    return f"<p>{html.escape(text)}</p>"
-
-
 def scores_table(scores: dict[str, Any]) -> str:
     """scores.json as a table: each metric with its interval, beside its baseline on the same rows."""
     rows = []

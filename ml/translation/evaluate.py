@@ -18,6 +18,7 @@ from ml.training.evaluation import Evaluation, from_sums
 from ml.translation.data import Pairs, read
 from ml.translation.translate import Translator, load
 from storage.errors import Problem
+from storage.media.text import read_lines
 
 Sums = NDArray[np.float64]
 
@@ -53,19 +54,22 @@ def copy_baseline(pairs: Pairs) -> Scored:
     return score(pairs, list(pairs.sources))
 
 
-def evaluate_files(translator: Translator, source: Path, reference: Path, to: str | None = None) -> Scored:
-    """Translate a file and score it against another, aligned by line."""
-    sources, references = (path.read_text(encoding="utf-8").split("\n") for path in (source, reference))
+def evaluate_lines(translator: Translator, sources: list[str], references: list[str], to: str | None = None) -> Scored:
+    """Translate lines and score them against their references."""
+    units = [str(i + 1) for i in range(len(sources))]
+    pairs = Pairs(units, sources, references, [to or translator.subwords.languages[0]] * len(units))
+    return score(pairs, translator.translate(sources, to=to))
+
+
+def read_aligned(source: Path, reference: Path) -> tuple[list[str], list[str]]:
+    """The lines of a text and of its translation. Raises Problem for files that cannot be read or are not aligned."""
+    sources, references = read_lines(source), read_lines(reference)
     if len(sources) != len(references):
         raise Problem(
             f"{source} has {len(sources)} lines and {reference} has {len(references)}",
             "Give two files aligned by line",
         )
-    if sources[-1] == "" and references[-1] == "":  # what follows the last line's end
-        sources, references = sources[:-1], references[:-1]
-    units = [str(i + 1) for i in range(len(sources))]
-    pairs = Pairs(units, sources, references, [to or translator.subwords.languages[0]] * len(units))
-    return score(pairs, translator.translate(sources, to=to))
+    return sources, references
 
 
 def score(pairs: Pairs, hypotheses: Sequence[str]) -> Scored:

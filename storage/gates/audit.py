@@ -112,7 +112,7 @@ def run(
             "docs_url) values (%s, %s, %s, %s, %s, %s, %s, %s, %s)",
             (
                 *(subject, kind, domain, worst, verdict.accepted, len(result.results)),
-                *(json.dumps(failed, default=str), json.dumps(statistics, default=str), docs),
+                *(json.dumps(failed, default=str), json.dumps(statistics, default=str), page),
             ),
         )
     _index(settings, objects)

@@ -47,12 +47,15 @@ def local(page: str) -> str:
 
 
 def index(audits: Sequence[tuple[datetime, str, str, str, int, list[dict[str, Any]], str]]) -> str:
-    """The front page: audits newest first, as (at, subject, domain, severity, expectations, failed, url)."""
+    """The front page: audits newest first, as (at, subject, domain, severity, expectations, failed, page).
+
+    A page is named by its key in the bucket; links are relative, so that they hold when the server moves.
+    """
     rows = []
-    for at, subject, domain, severity, expectations, failed, url in audits:
+    for at, subject, domain, severity, expectations, failed, page in audits:
         said = "; ".join(str(item["what"]) for item in failed[:3]) or "all as expected"
         name = html.escape(subject)
-        link = f'<a href="{html.escape(url)}">{name}</a>' if url else name
+        link = f'<a href="{html.escape(page.split("/", 1)[1])}">{name}</a>' if "/" in page else name
         rows.append(
             f"<tr><td>{at:%Y-%m-%d %H:%M:%S}</td><td>{link}</td><td>{html.escape(domain)}</td>"
             f'<td class="{severity}">{"passed" if severity == "none" else severity}</td>'

@@ -211,7 +211,8 @@ def _switch(db: connection, domain: str, now: Publication | None, new: Publicati
                 if time.monotonic() > deadline:
                     raise Problem(
                         f"the marts of {domain} could not be switched: readers held them for {PATIENCE:.0f} s",
-                        "End the long statements (pg_stat_activity shows them), then run `lyrebird publish` again",
+                        "End the long statements (pg_stat_activity shows them), then run "
+                        f"`lyrebird transform {domain} --step publish`",
                     ) from error
                 time.sleep(random.uniform(0.05, 0.25))
             except psycopg2.errors.DependentObjectsStillExist as error:

@@ -1,14 +1,17 @@
-"""Text as people publish it, cleaned without knowing its language.
+"""Text as people publish it: read line by line, and cleaned without knowing its language.
 
-Two steps that are kept apart: :func:`clean` repairs what no reader sees (compositions, invisible characters, odd
-spaces) and keeps every letter and mark; :func:`normalise` goes on to a form that only comparisons use, in which
-sentences that differ in case, width, quotes, dashes or outer punctuation are the same.
+Cleaning has two steps that are kept apart: :func:`clean` repairs what no reader sees (compositions, invisible
+characters, odd spaces) and keeps every letter and mark; :func:`normalise` goes on to a form that only comparisons use,
+in which sentences that differ in case, width, quotes, dashes or outer punctuation are the same.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from pathlib import Path
+
+from storage.errors import Problem
 
 _INVISIBLE = dict.fromkeys(
     [0x00AD, 0x200B, 0x2060, 0xFEFF, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
@@ -16,6 +19,24 @@ _INVISIBLE = dict.fromkeys(
 _SPACES = re.compile(r"\s+")
 _QUOTES = str.maketrans(dict.fromkeys("«»„“”‟‹›″〝〞＂", '"') | dict.fromkeys("‘’‚‛′`´", "'"))
 _DASHES = str.maketrans(dict.fromkeys("‐‑‒–—―−", "-"))
+
+
+def lines(body: bytes, name: str) -> list[str]:
+    """The lines of a text in UTF-8, whether or not the last one is ended. Raises Problem that names the line."""
+    try:
+        text = body.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        line = body[: error.start].count(b"\n") + 1
+        raise Problem(f"{name}, line {line}, is no UTF-8", "Convert the file first, with iconv for example") from error
+    return text.removesuffix("\n").split("\n") if text else []
+
+
+def read_lines(path: Path) -> list[str]:
+    """:func:`lines` of a file. Raises Problem for one that cannot be read."""
+    try:
+        return lines(path.read_bytes(), str(path))
+    except OSError as error:
+        raise Problem(f"cannot read {path}: {error.strerror}", "Name a text file that exists") from error
 
 
 def clean(text: str) -> str:

@@ -127,22 +127,33 @@ def test_changed_damaged_and_withdrawn_files_take_their_clips_along(stack: Stack
 
 
 def test_s3_is_a_location_like_any_other(stack: Stack) -> None:
-    settings = stack.settings("loader")
-    objects = Objects(settings)
+    admin, settings = stack.settings("admin"), stack.settings("loader")
+    objects = Objects(admin)
+    objects.client.create_bucket(Bucket="shelf")
+    elsewhere = {  # whose keys are not the loader's
+        "endpoint": admin.s3_endpoint,
+        "access_key": admin.s3_access_key,
+        "secret_key": admin.s3_secret_key.get_secret_value(),
+        "region": admin.s3_region,
+    }
     bodies = {"clips.csv": b"file,scientific_name\n", "clips/a b.wav": b"one", "clips/deep/ü.wav": bytes(6_000_000)}
     for name, body in (bodies | {".hidden": b"x"}).items():
-        objects.put("landing", f"shelf/birds/{name}", body)
-    location = Location("s3://landing/shelf/birds/", settings)
+        objects.put("shelf", f"corpora/birds/{name}", body)
+    location = Location("s3://shelf/corpora/birds/", settings, elsewhere)
     entries = location.list()
     assert {entry.name: entry.size for entry in entries} == {name: len(body) for name, body in bodies.items()}
     assert all(entry.etag for entry in entries) and location.name == "birds"
     assert [entry.name for entry in location.list("clips/*.wav")] == ["clips/a b.wav"]
     for name, body in bodies.items():
         assert location.read(name) == body == location.fetch(name).read_bytes()
-    single = Location("s3://landing/shelf/birds/clips.csv", settings)
+    single = Location("s3://shelf/corpora/birds/clips.csv", settings, elsewhere)
     assert [entry.name for entry in single.list()] == ["clips.csv"] and single.read("clips.csv") == bodies["clips.csv"]
     with pytest.raises(Problem, match="there is no"):
-        Location("s3://landing/shelf/nothing", settings).list()
+        Location("s3://shelf/nothing", settings, elsewhere).list()
+    with pytest.raises(Problem, match="s3://shelf/corpora"):  # the platform's own keys do not open it
+        Location("s3://shelf/corpora/birds/", settings).list()
+    with pytest.raises(Problem, match="S3 has no option key"):
+        Location("s3://shelf/corpora/birds/", settings, {"key": "x"})
     with pytest.raises(Problem, match="there is no"):
         location.read("clips/none.wav")
     with pytest.raises(Problem, match="not a name below"):

@@ -124,6 +124,24 @@ def test_a_snapshot_deletes_what_it_no_longer_holds(stack: Stack) -> None:
     assert current(stack, "snapshot") == [("b", 2)]
 
 
+def test_a_snapshot_deletes_nothing_that_is_in_quarantine(stack: Stack) -> None:
+    upstream = Upstream("torn", mode="replace")
+    whole = [{"id": f"{number:03}", "value": number} for number in range(100)]
+    upstream.pages = [whole]
+    cycle(stack, upstream)
+    upstream.pages.append([*whole[2:], {"id": "001", "value": "broken"}])  # 000 is gone, 001 cannot be read
+    cycle(stack, upstream)
+    kept = dict(current(stack, "torn"))
+    assert len(kept) == 99
+    assert kept["001"] == 1
+    upstream.pages.append([*whole[4:], {"id": None, "value": 2}])  # 002 and 003 are not there; which one is this?
+    cycle(stack, upstream)
+    assert len(current(stack, "torn")) == 99
+    upstream.pages.append(whole[4:])
+    cycle(stack, upstream)
+    assert len(current(stack, "torn")) == 96
+
+
 def test_bad_records_and_pages_go_to_quarantine_and_the_rest_is_loaded(stack: Stack) -> None:
     upstream = Upstream("dirty")
     good = [{"id": f"g{number}", "value": number} for number in range(200)]

@@ -165,7 +165,7 @@ def test_the_version_before_is_kept_and_can_be_shown_again(world: World) -> None
         candidates(world, mark)
         assert published(world) == number
     assert versions(world) == ["marts_birds_v2", "marts_birds_v3"]
-    assert publish.rollback("birds", settings, say=print) == 4
+    assert world.lyrebird("transformer", "warehouse", "rollback", "birds") == {"published": 4}
     assert world.value("select min(english_name) from marts.dim_species", role="analyst") == "two"
     candidates(world, "five")
     assert published(world) == 5

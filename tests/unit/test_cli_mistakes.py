@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from infra import cli
+from infra import cli, using
+from ml import lineage
 
 HEAVY = {"torch", "airflow", "mlflow", "dbt", "great_expectations", "music21", "pandas", "pyarrow", "boto3", "scrapy"}
 ROLES = ("admin", "loader", "transformer", "trainer", "analyst")
@@ -23,7 +25,7 @@ HELP = """
 import json, sys
 import typer
 from typer.testing import CliRunner
-from infra.cli import app
+from infra.commands import app
 
 def paths(command, path=()):
     yield list(path)
@@ -35,6 +37,22 @@ for path in paths(typer.main.get_command(app)):
     answer = CliRunner().invoke(app, [*path, "--help"])
     found[" ".join(path)] = [answer.exit_code, answer.output]
 print(json.dumps({"help": found, "modules": sorted({name.split(".")[0] for name in sys.modules})}))
+"""
+
+
+# Does what the console script does; Ctrl-C comes when the module named first is looked for.
+INTERRUPTED = """
+import os, signal, sys
+module = sys.argv.pop(1)
+
+class Finger:
+    def find_spec(self, name, path=None, target=None):
+        if name == module:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Finger())
+from infra.cli import main
+main()
 """
 
 
@@ -117,6 +135,20 @@ def test_help_comes_at_once(words: list[str]) -> None:
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3
 
 
+@pytest.mark.parametrize(
+    "module", ["infra.commands", "typer", "pydantic_settings", "storage.roles", "rich", "infra.embedded.stack"]
+)
+def test_ctrl_c_is_one_line_whatever_is_being_imported(tmp_path: Path, module: str) -> None:
+    child = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, module, "status"],
+        check=False, capture_output=True, text=True, timeout=60, env=os.environ | {"LYREBIRD_HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert child.stderr == "lyrebird: interrupted; run the same command again to go on\n"
+    assert child.returncode == 130
+    assert child.stdout == ""
+
+
+LANGUAGES = "The languages: en (eng), ru (rus), de (deu), fr (fra), es (spa)"
 MISTAKES = [
     (["ingest", "nosuch"], "there is no source nosuch. There are: aviary, "),
     (["audit", "nosuch"], "there is no source nosuch"),
@@ -132,6 +164,18 @@ MISTAKES = [
     (["model", "import", "/no/such/run"], "/no/such/run holds no finished run"),
     (["translate"], "there is nothing to translate, or too much. Give sentences, or --input FILE"),
     (["translate", "Hello", "--input", "file"], "there is nothing to translate, or too much"),
+    (
+        ["translate", "Hello", "--output", "/no/f"],
+        "cannot write /no/f: No such file or directory. Name another file with",
+    ),
+    (["translate", "Hello", "--attention", "/no/x.png"], "cannot write /no/x.png: No such file or directory. Name"),
+    (["translate", "Hello", "--output", "/"], "cannot write /: Is a directory"),
+    (["compose", "--output", "/no/tune.mid"], "cannot write /no/tune.mid: No such file or directory"),
+    (["translate", "Hello", "--to", "tlh"], f"there is no model for the language 'tlh'. {LANGUAGES}"),
+    (["evaluate", "translation", "--source", "/no/s", "--reference", "/no/r"], "cannot read /no/s: No such file"),
+    (["ingest", "aviary", "--since", "2026-01-01"], "--since and --until are the two ends of an interval. Give both"),
+    (["ingest", "aviary", "--until", "2026-01-01"], "--since and --until are the two ends of an interval. Give both"),
+    (["warehouse", "rollback", "fish"], "there is no domain fish. The domains: birds, music, text, platform"),
 ]
 
 
@@ -144,8 +188,10 @@ WITHOUT_SERVERS = [
     ["ingest", "aviary"], ["audit", "aviary"], ["replay", "aviary"], ["ledger"], ["quarantine", "list"],
     ["quarantine", "show", "1"], ["transform", "birds"], ["transform", "birds", "--step", "core"], ["docs"],
     ["dataset", "list"], ["dataset", "show", "x"], ["dataset", "verify", "x"], ["train", "birds-aviary"],
+    ["warehouse", "rollback", "birds"], ["warehouse", "rebuild"],
     ["tasks"], ["model", "list"], ["prediction", "a", "b"], ["identify", "a.wav"],
-    ["lineage", "example", "birds", "a"], ["evaluate", "birds", "--folder", "a", "--labels", "b"],
+    ["lineage", "example", "birds", "a"], ["lineage", "example", "birds", "a", "--recompute"],
+    ["evaluate", "birds", "--folder", "a", "--labels", "b"],
 ]  # fmt: skip
 
 
@@ -172,6 +218,56 @@ def test_before_the_first_up_it_says_how_to_start(lyrebird: Any, home: Path, wor
     assert said.endswith("Start the stack with `make up`")
 
 
+def test_before_the_first_up_there_is_no_password_and_none_is_made(lyrebird: Any, home: Path) -> None:
+    shutil.rmtree(home)
+    assert one_sentence(lyrebird("password")) == (
+        f"there are no passwords in {home / 'secrets'} yet. Start the stack with `make up`"
+    )
+    assert not home.exists()
+    (home / "secrets").mkdir(parents=True)
+    assert "Start the stack" in one_sentence(lyrebird("password"))
+    assert list((home / "secrets").iterdir()) == []
+
+
+def test_files_to_score_are_read_before_a_model_is_fetched(lyrebird: Any, tmp_path: Path) -> None:
+    files = {"two": b"one\ntwo", "three": b"eins\nzwei\ndrei\n", "latin": "eins\ngrün\n".encode("latin-1")}
+    for name, body in files.items():
+        (tmp_path / name).write_bytes(body)
+
+    def said(source: str, reference: str) -> str:
+        words = ["--source", str(tmp_path / source), "--reference", str(tmp_path / reference)]
+        return one_sentence(lyrebird("evaluate", "translation", *words))
+
+    assert said("two", "latin").startswith(f"{tmp_path / 'latin'}, line 2, is no UTF-8. Convert the file first")
+    assert said("two", "three").startswith(f"{tmp_path / 'two'} has 2 lines and {tmp_path / 'three'} has 3. Give two")
+    assert said("two", "two").startswith("no LYREBIRD_MLFLOW_URL")  # the files are good: now a model is wanted
+
+
+def test_looking_whether_a_file_can_be_written_leaves_it_as_it_is(lyrebird: Any, tmp_path: Path) -> None:
+    kept, new = tmp_path / "kept.txt", tmp_path / "new.png"
+    kept.write_text("mine")
+    one_sentence(lyrebird("translate", "Hello", "--output", str(kept), "--attention", str(new)))
+    assert kept.read_text() == "mine"
+    assert not new.exists()
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_an_example_that_landing_does_not_give_again_is_an_error(
+    lyrebird: Any, monkeypatch: pytest.MonkeyPatch, same: bool
+) -> None:
+    monkeypatch.setattr(lineage, "example", lambda family, key, settings: {"key": key})
+    monkeypatch.setattr(lineage, "recompute", lambda tree, settings: same)
+    outcome = lyrebird("lineage", "example", "birds", "a", "--recompute", "--json")
+    assert json.loads(outcome.out) == {"key": "a", "recomputed": same}
+    assert (outcome.code, "do not give this example again" in outcome.err) == (0 if same else 1, not same)
+
+
+def test_languages_are_named_by_either_code() -> None:
+    names = {using.model_of_pair(source, target) for source in ("en", "eng") for target in ("es", "spa")}
+    assert names == {"translation-en-es"}
+    assert using.model_of_pair("deu", "fra") == "translation-de-fr"
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -190,7 +286,9 @@ def test_wrong_usage_exits_with_2_and_no_stack_trace(lyrebird: Any, words: list[
     assert not outcome.out
 
 
-@pytest.mark.parametrize("group", [[], ["dataset"], ["model"], ["quarantine"], ["evaluate"], ["lineage"]], ids=str)
+@pytest.mark.parametrize(
+    "group", [[], ["dataset"], ["model"], ["quarantine"], ["warehouse"], ["evaluate"], ["lineage"]], ids=str
+)
 def test_a_word_alone_shows_what_can_follow(lyrebird: Any, group: list[str]) -> None:
     outcome = lyrebird(*group)
     assert outcome.code == 2

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from infra.chain import OURS
 from ingestion import catalogue
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -137,6 +138,10 @@ def test_every_file_reads_without_errors_or_unknown_pools(probe: dict[str, Any])
     assert {file: bool(facts["dags"]) for file, facts in probe["files"].items()} == {
         "ingest.py": True, "predict.py": True, "train.py": True, "transform.py": True, "wiring.py": False
     }  # fmt: skip
+
+
+def test_the_chain_takes_for_its_own_what_these_files_make(dags: dict[str, dict[str, Any]]) -> None:
+    assert set(OURS) == dags.keys()
 
 
 def test_every_file_reads_in_well_under_a_second(probe: dict[str, Any]) -> None:

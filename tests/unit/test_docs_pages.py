@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import shlex
@@ -17,7 +18,7 @@ import pytest
 import typer
 import yaml
 
-from infra import cli
+from infra import commands
 from ingestion import catalogue
 from ml import tasks
 from ml.training import config
@@ -30,7 +31,7 @@ PAGES = sorted(
 FOLDERS = ("dags", "dbt_project", "docs", "infra", "ingestion", "ml", "storage", "tests")
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-COMMANDS: Any = typer.main.get_command(cli.app)
+COMMANDS: Any = typer.main.get_command(commands.app)
 
 
 def read(page: str) -> str:
@@ -70,9 +71,9 @@ def typed(page: str) -> list[list[str]]:
     return [[words[0].removeprefix(".venv/bin/"), *words[1:]] for words in found]
 
 
-def mentioned(page: str) -> list[list[str]]:
-    """Every command in the page's running text: what stands between backticks and begins with a program's name."""
-    spans = re.findall(r"`((?:lyrebird|make|python -m) [^`]+)`", prose(page))
+def mentioned(text: str) -> list[list[str]]:
+    """Every command in a running text: what stands between backticks and begins with a program's name."""
+    spans = re.findall(r"(?<!`)`((?:lyrebird|make|python -m) [^`]+)`", text)
     return [words for span in spans for words in words_of(" ".join(span.split())) if words]
 
 
@@ -119,17 +120,41 @@ def test_commands_to_type_are_accepted(page: str) -> None:
             check_python([word for word in words if not word.startswith(">")])
 
 
+def texts(source: Path) -> Iterator[str]:
+    """Every text in a file of Python; what is filled in stands as …"""
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def check_mentioned(program: str, words: list[str]) -> None:
+    if program == "make":
+        assert words[0] in TARGETS, f"make {words[0]}"
+    elif program == "lyrebird":
+        command, rest = named(words)
+        known = {flag for option in command.params for flag in option.opts}
+        assert {word for word in rest if word.startswith("--")} <= known, words
+    else:
+        assert importlib.util.find_spec(words[1]), words
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_that_are_mentioned_exist(page: str) -> None:
-    for program, *words in mentioned(page):
-        if program == "make":
-            assert words[0] in TARGETS, f"make {words[0]}"
-        elif program == "lyrebird":
-            command, rest = named(words)
-            known = {flag for option in command.params for flag in option.opts}
-            assert {word for word in rest if word.startswith("--")} <= known, words
-        else:
-            assert importlib.util.find_spec(words[1]), words
+    for program, *words in mentioned(prose(page)):
+        check_mentioned(program, words)
+
+
+def test_commands_that_programs_tell_people_to_run_exist() -> None:
+    sources = [
+        path for package in ("dags", "infra", "ingestion", "ml", "storage") for path in (ROOT / package).rglob("*.py")
+    ]
+    told = [words for source in sources for text in texts(source) for words in mentioned(text)]
+    spoken = [words for words in told if words[0] != "python" and words[1] != "…"]
+    assert len(spoken) > 40
+    for program, *words in spoken:
+        check_mentioned(program, words)
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -30,6 +30,7 @@ case "$*" in
         [ ! -e die-in-venv ] || { rm die-in-venv; kill -9 $PPID; exit 1; }
         touch .venv/has-pip ;;
     "-m pip --version") [ -e .venv/has-pip ] ;;
+    "-m pip install --dry-run"*) cat torch-of-the-index 2>/dev/null ;;
     "-m pip install"*)
         echo "$*" >> pip-calls
         [ ! -e slow-pip ] || { rm slow-pip; touch pip-began; exec sleep 30; }
@@ -108,16 +109,47 @@ def test_a_python_without_venv(project: Path) -> None:
     assert "sudo apt install python3-venv" in last_sentence(said)
 
 
-def test_too_little_disk_is_said_before_anything_is_made(project: Path) -> None:
+def with_disk(project: Path, free_mb: int, system: str = "Linux") -> dict[str, str]:
+    """An environment in which so much of the disk is free."""
     tools = project.parent / "tools"
     tools.mkdir()
-    head, disk = "Filesystem 1M-blocks Used Available Capacity Mounted", "/dev/x 9 8 4321 99% /"
-    (tools / "df").write_text(f"#!/bin/sh\necho '{head}'\necho '{disk}'\n")
-    (tools / "df").chmod(0o755)
-    code, said = install(project, environment(project) | {"PATH": f"{tools}:{os.environ['PATH']}"})
+    head, disk = "Filesystem 1M-blocks Used Available Capacity Mounted", f"/dev/x 9 8 {free_mb} 99% /"
+    for name, lines in (("df", [head, disk]), ("uname", [system])):
+        (tools / name).write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in lines))
+        (tools / name).chmod(0o755)
+    return environment(project) | {"PATH": f"{tools}:{os.environ['PATH']}"}
+
+
+def test_too_little_disk_is_said_before_anything_is_made(project: Path) -> None:
+    code, said = install(project, with_disk(project, 4321))
     assert code == 1
     assert "only 4321 MB are free in" in last_sentence(said)
     assert not (project / ".venv").exists()
+
+
+CPU, CUDA = '{"requires_dist": ["filelock"]}', '{"requires_dist": ["filelock", "nvidia-cudnn-cu13==9.20; …"]}'
+
+
+@pytest.mark.parametrize(
+    ("torch", "system", "size"),
+    [(CPU, "Linux", "0.9 GB"), (CUDA, "Linux", "3.5 GB"), (CUDA, "Darwin", "0.9 GB"), ("", "Linux", "0.9 GB")],
+)
+def test_the_size_is_that_of_the_torch_that_pip_would_take(project: Path, torch: str, system: str, size: str) -> None:
+    (project / "torch-of-the-index").write_text(torch)
+    code, said = install(project, with_disk(project, 60_000, system))
+    assert code == 0, said
+    assert f"about {size} to download" in said
+
+
+def test_too_little_disk_for_cuda_is_said_before_it_is_downloaded(project: Path) -> None:
+    (project / "torch-of-the-index").write_text(CUDA)
+    code, said = install(project, with_disk(project, 8000))
+    assert code == 1
+    assert "only 8000 MB are free in" in last_sentence(said)
+    assert "CPU build" in last_sentence(said)
+    assert not (project / "pip-calls").exists()
+    (project / "torch-of-the-index").write_text(CPU)
+    assert install(project, environment(project) | {"PATH": f"{project.parent / 'tools'}:{os.environ['PATH']}"})[0] == 0
 
 
 def test_an_environment_that_cannot_be_made(project: Path) -> None:

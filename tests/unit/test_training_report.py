@@ -54,7 +54,7 @@ class Page(HTMLParser):
 def test_the_page_is_whole_in_one_file(run: Path) -> None:
     fig, ax = report.axes()
     ax.plot([0, 1])
-    sections = [("A <section>", report.figure(fig, 'the "picture"') + report.paragraph("a < b"))]
+    sections = [("A <section>", report.figure(fig, 'the "picture"'))]
     report.write(run, "Birds & co", sections)
     text = (run / "report.html").read_text()
     page = Page(text)

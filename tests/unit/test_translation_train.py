@@ -163,15 +163,20 @@ def test_an_unknown_language_a_bad_beam_and_a_wrong_folder(translator: Translato
         load(tmp_path)
 
 
-def test_files_are_scored_line_by_line(translator: Translator, version: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ends", [("\n", "\n"), ("", "\n"), ("\n", ""), ("\r\n", "")])
+def test_files_are_scored_line_by_line(
+    translator: Translator, version: Path, tmp_path: Path, ends: tuple[str, str]
+) -> None:
     source, reference = tmp_path / "source", tmp_path / "reference"
     known = read(Version(version), "train")
-    source.write_text(f"{known.sources[0]}\n\n{known.sources[1]}\n")
-    reference.write_text(f"{known.targets[0]}\n\n{known.targets[1]}\n")
-    assert evaluate.evaluate_files(translator, source, reference).metrics["chrF"].value() > 90
+    source.write_text(f"{known.sources[0]}\n\n{known.sources[1]}{ends[0]}", newline="")
+    reference.write_text(f"{known.targets[0]}\n\n{known.targets[1]}{ends[1]}", newline="")
+    scored = evaluate.evaluate_lines(translator, *evaluate.read_aligned(source, reference))
+    assert scored.pairs.units == ["1", "2", "3"]
+    assert scored.metrics["chrF"].value() > 90
     reference.write_text("сохранить страница\n")
-    with pytest.raises(Problem, match=r"has 4 lines and .* has 2"):
-        evaluate.evaluate_files(translator, source, reference)
+    with pytest.raises(Problem, match=r"has 3 lines and .* has 1"):
+        evaluate.read_aligned(source, reference)
 
 
 def test_killed_and_resumed_training_ends_with_the_same_bits(version: Path, tmp_path: Path) -> None:

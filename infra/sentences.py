@@ -1,0 +1,75 @@
+"""What a command says of its result to a person; with `--json` scripts get the same as data."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ml.predict import Predicted
+    from ml.registry import ModelVersion, Promotion
+
+FEW = 5
+
+
+def trained(result: dict[str, Any]) -> str:
+    when = "trained now" if result["trained"] else "which was trained before"
+    return f"{result['name']} version {result['version']}, {when} on dataset {result['dataset']}, is filed in MLflow"
+
+
+def imported(model: ModelVersion) -> str:
+    when = "is filed in MLflow" if model.new else "was filed in MLflow before"
+    return f"{model.name} version {model.version}, trained on dataset {model.dataset}, {when}"
+
+
+def promoted(decision: Promotion) -> str:
+    verdict = "is champion now" if decision.promoted else "is not promoted"
+    return f"{decision.name} version {decision.version} {verdict}: {decision.reason}"
+
+
+def predicted(made: Predicted) -> str:
+    if made.model_version is None:
+        return f"{made.model} has no champion yet: nothing was predicted"
+    return f"{made.model} version {made.model_version}: {made.new:,} new predictions, {made.total:,} in all"
+
+
+def verified(found: dict[str, Any]) -> str:
+    return f"{found['version']} is intact: {found['rows']:,} rows in {found['shards']} shards"
+
+
+def birds(scores: dict[str, Any]) -> str:
+    lines = [f"{scores['model']} on {scores['files']:,} files:", *map(_score, scores["metrics"])]
+    if scores["unknown"]:
+        lines.append(f"  It does not know {_listed(scores['unknown'])}; they count all the same")
+    return "\n".join([*lines, "  With --json: the scores of each species"])
+
+
+def music(scores: dict[str, Any]) -> str:
+    text = (
+        f"{scores['model']} version {scores['version']}: {_interval(scores | {'value': scores['nll_per_frame']})} "
+        f"nats per frame over {scores['frames']:,} frames (less is better)"
+    )
+    if "variants" in scores:
+        text += (
+            f"\n  Variants of pieces it was trained on: {_listed(scores['variants'])}; "
+            f"without them {scores['nll_per_frame_without_variants']:.3f}"
+        )
+    return text
+
+
+def translation(scores: dict[str, Any]) -> str:
+    return "\n".join([f"{scores['model']} on {scores['lines']:,} lines:", *map(_score, scores["metrics"])])
+
+
+def _score(metric: dict[str, Any]) -> str:
+    """A metric with its 95 % interval, beside its baseline where it has one; how it counts, where it says so."""
+    baseline, signature = metric.get("baseline"), metric.get("signature")
+    beside = f"; {baseline['name']} {_interval(baseline)}" if baseline else ""
+    return f"  {metric['name']} {_interval(metric)}{beside}" + (f"  ({signature})" if signature else "")
+
+
+def _interval(score: dict[str, Any]) -> str:
+    return f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:FEW]) + (f" and {len(names) - FEW} more" if len(names) > FEW else "")
