@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, is_dataclass
 from datetime import datetime
 from functools import wraps
@@ -205,19 +205,26 @@ def ingest(
     resource: Annotated[list[str] | None, typer.Option(help="Only this resource; may be repeated.")] = None,
     run_id: Annotated[str, typer.Option(help="Name of the run, for the records.")] = "by hand",
     since: Annotated[datetime | None, typer.Option(help="Start of an interval, for dated resources.")] = None,
-    until: Annotated[datetime | None, typer.Option(help="End of the interval.")] = None,
+    until: Annotated[datetime | None, typer.Option(help="End of the interval, not in it.")] = None,
+    days: Annotated[int, typer.Option(help="Days of a slice that the interval is cut into.", min=1)] = 1,
+    failed: Annotated[bool, typer.Option("--failed", help="Only slices that failed, each for its interval.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Fetch what is new of a source into landing and load it; `lyrebird audit` lets readers see it."""
+    """Fetch what is new of a source into landing and load it; `lyrebird audit` lets readers see it.
+
+    With --since and --until a backfill: each slice of the interval is asked for, and the live cursor stays where it is.
+    """
     from ingestion import catalogue, pipeline
 
-    if (since is None) != (until is None):
-        raise Problem("--since and --until are the two ends of an interval", "Give both, or neither")
-    interval = (since, until) if since and until else None
-    report = pipeline.ingest(
-        catalogue.source(source), Settings(), resources=resource, interval=interval, run_id=run_id, say=say
-    )
-    show(report, as_json)
+    found = catalogue.source(source)
+    if failed and (since or until):
+        raise Problem("--failed knows its intervals from the ledger", "Leave out --since and --until")
+    wanted: list[pipeline.Slice] = [(resource, interval) for interval in pipeline.slices(found, since, until, days)]
+    if failed:
+        wanted = [
+            one for one in pipeline.unfinished(found, Settings()) if not resource or set(one[0] or ()) & {*resource}
+        ]
+    show(pipeline.ingest_slices(found, Settings(), wanted, run_id=run_id, say=say), as_json)
 
 
 @app.command()
@@ -239,7 +246,10 @@ def audit(source: Source, as_json: Json = False) -> None:
 @app.command()
 @as_role("loader")
 def replay(source: Source, as_json: Json = False) -> None:
-    """Drop what the warehouse and the document store hold of a source and load it all again from landing."""
+    """Drop what the warehouse and the document store hold of a source and load it all again from landing.
+
+    Nothing is asked of the source. Transforms of its domain wait until the replay is at its end.
+    """
     from ingestion import catalogue, pipeline
 
     show({"loads": pipeline.replay(catalogue.source(source), Settings(), say)}, as_json)
@@ -249,9 +259,16 @@ def replay(source: Source, as_json: Json = False) -> None:
 @as_role("loader")
 def ledger(
     source: Annotated[str, typer.Argument(help="Only this source.")] = "",
+    gaps: Annotated[bool, typer.Option("--gaps", help="Intervals that no finished slice covers.")] = False,
     as_json: Json = False,
 ) -> None:
-    """What was asked for and what became of it, newest first."""
+    """What was asked for and what became of it, newest first; or what lies between and was never finished."""
+    if gaps:
+        from ingestion import pipeline
+
+        names = ("source", "resource", "since", "until")
+        _show_rows(names, pipeline.gaps(Settings(), source), as_json)
+        return
     _table(
         "select source, resource, slice, state, attempts, load, updated_at::timestamp(0), coalesce(error, '') as error "
         "from ops.ledger where %s in ('', source) order by updated_at desc",
@@ -281,6 +298,19 @@ def quarantine_show(record: Annotated[int, typer.Argument(metavar="ID")], as_jso
     _table("select * from ops.quarantine where id = %s", (record,), as_json)
 
 
+@quarantine.command("replay")
+@as_role("loader")
+def quarantine_replay(
+    source: Source,
+    record: Annotated[list[int] | None, typer.Option("--id", help="Only this record; may be repeated.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Read the pages of records in quarantine again, after their contract or their parser was mended."""
+    from ingestion import catalogue, pipeline
+
+    show({"loads": pipeline.replay_quarantine(catalogue.source(source), Settings(), record, say)}, as_json)
+
+
 def _table(statement: str, values: tuple[Any, ...], as_json: bool) -> None:
     from contextlib import closing
 
@@ -288,8 +318,10 @@ def _table(statement: str, values: tuple[Any, ...], as_json: bool) -> None:
 
     with closing(connect(Settings())) as db, db, db.cursor() as cursor:
         cursor.execute(statement, values)
-        names = [column.name for column in cursor.description or ()]
-        rows = cursor.fetchall()
+        _show_rows([column.name for column in cursor.description or ()], cursor.fetchall(), as_json)
+
+
+def _show_rows(names: Sequence[str], rows: Sequence[Sequence[Any]], as_json: bool) -> None:
     if as_json:
         show([dict(zip(names, row, strict=True)) for row in rows], True)
         return

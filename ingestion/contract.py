@@ -201,6 +201,7 @@ class Source:
     simulated: bool = False
     url: str = ""
     awaited: Callable[[], dict[str, Any] | None] | None = None
+    quarantine_share: float = 0.05  # of a load's records; past it the load is rejected. An option of every source
 
     def table(self, resource: Resource) -> str:
         """Name of the resource's table in schema ``raw`` and of its collection in the document store."""

@@ -40,6 +40,11 @@ class Header:
     sealed_at: datetime
     cursor: Cursor
 
+    @property
+    def again_of(self) -> int | None:
+        """The load whose pages these are, when they are read again for what went to quarantine."""
+        return int(self.slice) if self.lane == "replay" else None
+
 
 def segment_key(source: str, load: int) -> str:
     return f"{source}/_journal/{load:012d}.jsonl"

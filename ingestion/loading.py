@@ -9,23 +9,34 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from functools import partial
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, Self
 
 import psycopg2
+import pyarrow as pa
+import pyarrow.compute as pc
 from psycopg2.extensions import connection, cursor
+from psycopg2.extras import execute_batch
 
 from ingestion import rows
 from ingestion.contract import Bad, BadPage, Blob, Landed, Record, Resource, Source
 from ingestion.journal import Header, Uploads, read_segment, read_verdict
+from storage import warehouse
 from storage.documents import Documents
 from storage.errors import Problem
 from storage.objects import Objects
 
-BATCH = 5_000
+BATCH = 10_000
 PAYLOAD = 4_000  # characters of a quarantined payload that are kept: the whole lies in landing
+NO_HASH = bytes(16)  # of a deletion
+AHEAD = 2  # batches that wait for the warehouse
 
 
 @dataclass
@@ -60,34 +71,30 @@ def load_segment(
         say(f"{source.name}: segment {load} is of the resource {header.resource}, which is no more; left as it is")
         return None
     resource = resource.known(header.cursor)
-    counts, refused = Counts(), set[str | None]()
     with db, db.cursor() as sql:
         sql.execute("select 1 from ops.load where source = %s and load = %s", (source.name, load))
         if sql.fetchone():
             return None
         ensure_table(db, source, resource)
-        columns = list(rows.META | rows.data_columns(resource))
-        listed = ", ".join(f'"{name}"' for name in columns)
-        sql.execute(f'create temporary table incoming (like raw."{source.table(resource)}") on commit drop')
-        fetched_at = header.sealed_at
-        with Uploads(stores.objects) as uploads:
-            for batch in _batches(_read(source, resource, load, entries, counts, refused, uploads, sql), BATCH):
+        table = _Table(source, resource, load, sql)
+        with Uploads(stores.objects) as uploads, _Writer(sql) as writer:
+            parsing = _Parsing(source, resource, load, uploads, writer)
+            for batch in parsing.batches(entries):
                 uploads.wait()  # a row never names a blob that is not there
                 reached("parsed")
-                lines = _project(source, resource, batch, stores) if resource.store == "documents" else batch
+                data = _project(source.table(resource), batch, stores) if batch.documents else batch.data
                 reached("documents")
-                text = "".join(
-                    rows.copy_line([load, *line.meta, *(line.record.get(n) for n in columns[len(rows.META) :])])
-                    for line in lines
-                )
-                sql.copy_expert(f"copy incoming ({listed}) from stdin", io.StringIO(text))
+                writer.copy(table.copy, table.encoded(batch.meta, data))
                 reached("copied")
-                say(f"{source.name}/{resource.name}: {counts.rows:,} records of {counts.pages:,} pages")
-        counts.versions = _insert_versions(db, source, resource, listed)
-        if resource.mode == "replace" and None not in refused:
-            counts.versions += _delete_missing(db, source, resource, refused)
+                say(f"{source.name}/{resource.name}: {parsing.counts.rows:,} records of {parsing.counts.pages:,} pages")
+        counts = parsing.counts
+        counts.versions = table.keep_what_is_new(header.again_of)
+        if resource.mode == "replace" and header.lane == "live" and None not in parsing.refused:
+            counts.versions += table.delete_missing(parsing.refused)
         verdict: dict[str, Any] = read_verdict(stores.objects, source.name, load) or {"state": "loaded"}
-        _record(db, header, counts, verdict, fetched_at)
+        _record(db, header, counts, verdict, header.sealed_at)
+        if header.again_of:
+            _replayed(sql, header, load)
         reached("before commit")
     reached("committed")
     return counts
@@ -113,81 +120,187 @@ def ensure_table(db: connection, source: Source, resource: Resource) -> None:
 
 
 @dataclass(frozen=True)
-class _Line:
-    meta: tuple[Any, ...]  # position, key, hash, deleted, landing, fetched_at
-    record: Record
+class _Batch:
+    """Lines on their way to raw: where each came from, its key and hash, and its data in the columns that travel.
+
+    ``documents`` are the documents themselves, each with its page's key in landing; None for a deletion. Their data is
+    what the document store gives back.
+    """
+
+    meta: pa.RecordBatch  # rows.META_WIRE
+    data: pa.RecordBatch
+    documents: Sequence[tuple[Record, str] | None] = ()
 
 
-def _read(
-    source: Source,
-    resource: Resource,
-    load: int,
-    entries: Iterator[Landed],
-    counts: Counts,
-    refused: set[str | None],
-    uploads: Uploads,
-    sql: cursor,
-) -> Iterator[_Line]:
-    """Index the entries and parse them into checked lines; what breaks its contract goes to quarantine.
+class _Parsing:
+    """Entries of a segment become checked lines; what breaks its contract goes to quarantine.
 
     ``refused`` gets the keys of those, and None for what has none.
     """
-    position = 0
 
-    def quarantine(page: Landed, payload: object, reason: str) -> None:
-        counts.quarantined += 1
-        key = tuple(map(payload.get, resource.key)) if isinstance(payload, Mapping) else (None,)
-        refused.add(_storable(rows.key_text(key)) if all(isinstance(part, (str, int)) for part in key) else None)
-        text, reason = _storable(_shown(payload)[:PAYLOAD]), _storable(reason[:1000])
-        sql.execute(
-            "insert into ops.quarantine (source, load, resource, position, payload, reason, landing) "
-            "select %s, %s, %s, %s, %s, %s, %s",
-            (source.name, load, resource.name, position, text, reason, page.key),
-        )
+    def __init__(self, source: Source, resource: Resource, load: int, uploads: Uploads, writer: _Writer) -> None:
+        self.counts, self.refused = Counts(), set[str | None]()
+        self._source, self._resource, self._load = source, resource, load
+        self._uploads, self._writer = uploads, writer
+        self._position = 0
+        self._lines: list[tuple[int, Landed, str, Record | None]] = []  # position, page, key; None for a deletion
 
-    for page in entries:
-        counts.pages += 1
-        counts.bytes += page.size
-        if page.gone is not None:
-            position += 1
-            yield _Line((position, rows.key_text(page.gone), "", True, None, page.fetched_at), {})
-            continue
-        sql.execute(
+    def batches(self, entries: Iterator[Landed]) -> Iterator[_Batch]:
+        for page in entries:
+            self.counts.pages += 1
+            self.counts.bytes += page.size
+            if page.gone is not None:
+                self._position += 1
+                self._lines.append((self._position, page, rows.key_text(page.gone), None))
+            else:
+                self._index(page)
+                try:
+                    for record in self._resource.parse(page):
+                        if isinstance(record, pa.RecordBatch):
+                            yield from self._flush()
+                            yield from self._columns(page, record)
+                        else:
+                            self._line(page, record)
+                        if len(self._lines) >= BATCH:
+                            yield from self._flush()
+                except BadPage as error:
+                    self._position += 1
+                    self._quarantine(page, page.name, str(error))
+            if len(self._lines) >= BATCH:
+                yield from self._flush()
+        yield from self._flush()
+
+    def _line(self, page: Landed, record: Record | Bad) -> None:
+        self._position += 1
+        if isinstance(record, Bad):
+            self._quarantine(page, record.payload, record.reason)
+            return
+        for name, value in record.items():
+            if isinstance(value, Blob):
+                record[name] = _put_blob(self._uploads, self._source, value)
+        reason = rows.check(self._resource, record)
+        if reason:
+            self._quarantine(page, record, reason)
+            return
+        self.counts.rows += 1
+        key = rows.key_text(tuple(map(record.get, self._resource.key)))
+        self._lines.append((self._position, page, key, record))
+
+    def _columns(self, page: Landed, batch: pa.RecordBatch) -> Iterator[_Batch]:
+        """A batch of a source's own, column by column; rows that break the contract are looked at one by one."""
+        sifted = rows.sift(self._resource, batch)
+        if sifted is None:
+            for record in batch.to_pylist():
+                self._line(page, record)
+            yield from self._flush()
+            return
+        data, fit = sifted
+        keys = rows.keys(self._resource, batch)
+        fit = pc.and_(fit, pc.less_equal(pc.binary_length(keys), rows.LONGEST_KEY))
+        positions = pa.array(range(self._position + 1, self._position + batch.num_rows + 1), pa.int64())
+        if fit.false_count:
+            for index, record in enumerate(batch.to_pylist()):
+                if not fit[index].as_py():
+                    self._quarantine(page, record, rows.check(self._resource, record) or "it does not fit its columns")
+            data, keys, positions = (part.filter(fit) for part in (data, keys, positions))
+        self._position += batch.num_rows
+        self.counts.rows += data.num_rows
+        pages, kept = [page.position] * data.num_rows, [False] * data.num_rows
+        yield _Batch(_meta(self._load, positions, pages, keys, rows.hashes(data), kept), data)
+
+    def _flush(self) -> Iterator[_Batch]:
+        lines, self._lines = self._lines, []
+        if not lines:
+            return
+        keys, deleted = [key for _, _, key, _ in lines], [record is None for *_, record in lines]
+        if self._resource.store == "documents":
+            found = [(record, page.key) if record is not None else None for _, page, _, record in lines]
+            hashes = pa.array(
+                [bytes.fromhex(rows.hash_of(self._resource, one[0])) if one else NO_HASH for one in found]
+            )
+            data = pa.record_batch([pa.nulls(len(lines), pa.string())], ["doc"])
+        else:
+            found = []
+            data = rows.batch_of(self._resource, [record or {} for *_, record in lines])
+            hashes = pc.if_else(pa.array(deleted), NO_HASH, rows.hashes(data))
+        positions, pages = [position for position, *_ in lines], [page.position for _, page, *_ in lines]
+        yield _Batch(_meta(self._load, positions, pages, keys, hashes, deleted), data, found)
+
+    def _index(self, page: Landed) -> None:
+        self._writer.execute(
             "insert into ops.landing (source, load, position, resource, key, sha256, name, bytes, content_type, "
             "fetched_at, meta) values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
             (
-                *(
-                    source.name,
-                    load,
-                    page.position,
-                    resource.name,
-                    page.key,
-                    page.sha256,
-                    _storable(page.name),
-                ),
-                *(page.size, page.content_type, page.fetched_at, _jsonb(dict(page.meta))),
+                *(self._source.name, self._load, page.position, self._resource.name, page.key, page.sha256),
+                *(_storable(page.name), page.size, page.content_type, page.fetched_at, _jsonb(dict(page.meta))),
             ),
         )
+
+    def _quarantine(self, page: Landed, payload: object, reason: str) -> None:
+        self.counts.quarantined += 1
+        key = tuple(map(payload.get, self._resource.key)) if isinstance(payload, Mapping) else (None,)
+        known = all(isinstance(part, (str, int)) for part in key)
+        self.refused.add(_storable(rows.key_text(key)) if known else None)
+        text, reason = _storable(_shown(payload)[:PAYLOAD]), _storable(reason[:1000])
+        self._writer.execute(
+            "insert into ops.quarantine (source, load, resource, position, payload, reason, landing) "
+            "select %s, %s, %s, %s, %s, %s, %s",
+            (self._source.name, self._load, self._resource.name, self._position, text, reason, page.key),
+        )
+
+
+def _meta(
+    load: int, positions: Any, pages: list[int], keys: Any, hashes: pa.Array, deleted: list[bool]
+) -> pa.RecordBatch:
+    columns = ([load] * len(pages), positions, pages, keys, hashes, deleted)
+    arrays = [
+        column if isinstance(column, pa.Array) else pa.array(column, field.type)
+        for column, field in zip(columns, rows.META_WIRE, strict=True)
+    ]
+    return pa.record_batch(arrays, schema=rows.META_WIRE)
+
+
+class _Writer:
+    """One thread that talks to the warehouse while the next batch is made; never more than a few wait."""
+
+    def __init__(self, sql: cursor) -> None:
+        self._sql = sql
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="warehouse")
+        self._pending: deque[Future[None]] = deque()
+        self._statements: list[tuple[str, tuple[Any, ...]]] = []
+
+    def execute(self, statement: str, values: tuple[Any, ...]) -> None:
+        """Run a statement before the next copy; many together, since each alone costs a way to the server and back."""
+        self._statements.append((statement, values))
+        if len(self._statements) >= 1_000:
+            self._submit(lambda: None)
+
+    def copy(self, into: Callable[[bytes], None], data: bytes) -> None:
+        self._submit(partial(into, data))
+
+    def _submit(self, then: Callable[[], None]) -> None:
+        statements, self._statements = self._statements, []
+
+        def work() -> None:
+            for statement, group in groupby(statements, key=itemgetter(0)):
+                execute_batch(self._sql, statement, [values for _, values in group], page_size=100)
+            then()
+
+        while len(self._pending) >= AHEAD:
+            self._pending.popleft().result()
+        self._pending.append(self._pool.submit(work))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         try:
-            for record in resource.parse(page):
-                position += 1
-                if isinstance(record, Bad):
-                    quarantine(page, record.payload, record.reason)
-                    continue
-                for name, value in record.items():
-                    if isinstance(value, Blob):
-                        record[name] = _put_blob(uploads, source, value)
-                reason = rows.check(resource, record)
-                if reason:
-                    quarantine(page, record, reason)
-                    continue
-                counts.rows += 1
-                key = rows.key_text(tuple(map(record.get, resource.key)))
-                meta = (position, key, rows.hash_text(record), False, page.key, page.fetched_at)
-                yield _Line(meta, record)
-        except BadPage as error:
-            position += 1
-            quarantine(page, page.name, str(error))
+            if kind is None:
+                self._submit(lambda: None)
+                while self._pending:
+                    self._pending.popleft().result()
+        finally:
+            self._pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _put_blob(uploads: Uploads, source: Source, blob: Blob) -> str:
@@ -197,43 +310,115 @@ def _put_blob(uploads: Uploads, source: Source, blob: Blob) -> str:
     return key
 
 
-def _project(source: Source, resource: Resource, batch: Sequence[_Line], stores: Stores) -> list[_Line]:
-    """Write a batch of documents, read the versions back, and give the lines that raw gets."""
-    collection = source.table(resource)
+def _project(collection: str, batch: _Batch, stores: Stores) -> pa.RecordBatch:
+    """Write a batch of documents, read the versions back, and give the data that raw gets."""
     documents = stores.documents()
-    kept = [line for line in batch if not line.meta[3]]
-    ids = [
-        hashlib.md5(f"{line.meta[1]}\x1f{line.meta[2]}".encode(), usedforsecurity=False).hexdigest() for line in kept
-    ]
-    versions = {
-        i: {"_id": i, "key": line.meta[1], "hash": line.meta[2], "landing": line.meta[4], "doc": line.record}
-        for i, line in zip(ids, kept, strict=True)
-    }
+    keys, contents = (batch.meta.column(name).to_pylist() for name in ("_key", "_hash"))
+    ids, versions = list[str | None](), dict[str, dict[str, Any]]()
+    for key, content, one in zip(keys, contents, batch.documents, strict=True):
+        if one is None:
+            ids.append(None)
+            continue
+        document, landing = one
+        address = version_id(key, content.hex())
+        ids.append(address)
+        versions[address] = {"_id": address, "key": key, "hash": content.hex(), "landing": landing, "doc": document}
     documents.put_versions(collection, list(versions.values()))
     found = documents.read_versions(collection, list(versions))
-    projected = [_Line(line.meta, {"doc": found[i]["doc"]}) for i, line in zip(ids, kept, strict=True)]
-    return projected + [line for line in batch if line.meta[3]]
+    texts = [_document_text(found[address]["doc"]) if address else None for address in ids]
+    return pa.record_batch([pa.array(texts, pa.string())], ["doc"])
 
 
-def _insert_versions(db: connection, source: Source, resource: Resource, listed: str) -> int:
-    """Append what is new or differs from the current version of loads that were not rejected."""
-    table = f'raw."{source.table(resource)}"'
-    with db.cursor() as sql:
-        sql.execute("create index on incoming (_key)")
-        sql.execute("analyze incoming")
-        sql.execute(
+def version_id(key: str, content: str) -> str:
+    """``_id`` of a document's version: the hash of its key and of its content's hash."""
+    return hashlib.md5(f"{key}\x1f{content}".encode(), usedforsecurity=False).hexdigest()
+
+
+def _document_text(document: Mapping[str, Any]) -> str:
+    return json.dumps(document, ensure_ascii=False, default=str)
+
+
+class _Table:
+    """The raw table of a load, in the load's transaction.
+
+    An empty table is copied into as it is. Otherwise what came waits in a temporary table, and only what is new or has
+    changed is appended. Numbers without a type of their own in Arrow get it on the way from there.
+    """
+
+    def __init__(self, source: Source, resource: Resource, load: int, sql: cursor) -> None:
+        self._source, self._resource, self._load, self._sql = source.name, resource, load, sql
+        self._name = f'raw."{source.table(resource)}"'
+        self._columns = rows.META | rows.data_columns(resource)
+        sql.execute(f"select not exists (select from {self._name})")
+        empty = bool(warehouse.first(sql)[0])
+        self._direct = empty and "numeric" not in self._columns.values()
+        self._target = self._name
+        if not self._direct:
+            travelling = {name: "text" if kind == "numeric" else kind for name, kind in self._columns.items()}
+            listed = ", ".join(f'"{name}" {kind}' for name, kind in travelling.items())
+            sql.execute(f"create temporary table incoming ({listed}) on commit drop")
+            self._target = "incoming"
+
+    def encoded(self, meta: pa.RecordBatch, data: pa.RecordBatch) -> bytes:
+        """A batch as COPY reads it."""
+        whole = pa.record_batch([*meta.columns, *data.columns], [*meta.schema.names, *data.schema.names])
+        return rows.copy_bytes(self._columns, whole)
+
+    def copy(self, data: bytes) -> None:
+        listed = ", ".join(f'"{name}"' for name in self._columns)
+        self._sql.copy_expert(
+            f"copy {self._target} ({listed}) from stdin (format binary)", io.BytesIO(data), size=1 << 20
+        )
+
+    def keep_what_is_new(self, again_of: int | None) -> int:
+        """Append what is new or differs from the current version of loads that were not rejected. Returns how much.
+
+        Pages of the load ``again_of`` that are read again add only keys of which nothing came since: that is newer.
+        """
+        return self._drop_repeats() if self._direct else self._insert_versions(again_of)
+
+    def _drop_repeats(self) -> int:
+        self._sql.execute("set local work_mem = '128MB'")
+        self._sql.execute(
+            f"select coalesce(sum(lines), 0)::bigint, coalesce(max(lines), 0) > 1 or coalesce(bool_or(gone), false) "
+            f"from (select count(*) as lines, bool_or(_deleted) as gone from {self._name} group by _key) as of_key"
+        )
+        count, repeats = warehouse.first(self._sql)
+        if repeats:
+            self._sql.execute(
+                f"""
+                with steps as (
+                    select _position, _deleted, (_hash, _deleted) as now,
+                           lag((_hash, _deleted)) over (partition by _key order by _position) as before
+                    from {self._name} where _load = %(load)s
+                )
+                delete from {self._name} as r using steps
+                where r._load = %(load)s and r._position = steps._position
+                  and case when before is null then steps._deleted else before = now end
+                """,
+                {"load": self._load},
+            )
+            count -= self._sql.rowcount
+        return int(count)
+
+    def _insert_versions(self, again_of: int | None) -> int:
+        listed = ", ".join(f'"{name}"' for name in self._columns)
+        cast = ", ".join(f'"{name}"' + "::numeric" * (kind == "numeric") for name, kind in self._columns.items())
+        self._sql.execute("create index on incoming (_key)")
+        self._sql.execute("analyze incoming")
+        self._sql.execute(
             f"""
             with distinct_versions as (
                 select *, lag(_hash) over (partition by _key order by _position) as before,
                        lag(_deleted) over (partition by _key order by _position) as before_deleted
                 from incoming
             )
-            insert into {table} ({listed})
-            select {listed} from distinct_versions as i
+            insert into {self._name} ({listed})
+            select {cast} from distinct_versions as i
             left join lateral (
                 select r._hash as now, r._deleted as now_deleted
-                from {table} as r
-                join ops.load as l on l.source = %s and l.load = r._load and l.state <> 'rejected'
+                from {self._name} as r
+                join ops.load as l on l.source = %(source)s and l.load = r._load and l.state <> 'rejected'
                 where r._key = i._key
                 order by r._load desc, r._position desc
                 limit 1
@@ -243,39 +428,65 @@ def _insert_versions(db: connection, source: Source, resource: Resource, listed:
                 when i._deleted then now is not null and not now_deleted
                 else now is null or now_deleted or now <> i._hash
             end
+            and not exists (
+                select from {self._name} as r
+                join ops.load as l on l.source = %(source)s and l.load = r._load and l.state <> 'rejected'
+                where r._key = i._key and r._load >= %(again_of)s
+            )
             """,
-            (source.name,),
+            {"source": self._source, "again_of": again_of},
         )
-        return sql.rowcount
+        return self._sql.rowcount
 
+    def delete_missing(self, refused: set[str | None]) -> int:
+        """Append a deletion for each current key that a snapshot does not hold.
 
-def _delete_missing(db: connection, source: Source, resource: Resource, refused: set[str | None]) -> int:
-    """Append a deletion for each current key that a snapshot does not hold.
-
-    A key whose record went to quarantine is no deletion; where records were refused that have no key, nobody knows
-    whose they were, and the caller deletes nothing.
-    """
-    table = f'raw."{source.table(resource)}"'
-    with db.cursor() as sql:
-        sql.execute(
+        A key whose record went to quarantine is no deletion; where records were refused that have no key, nobody knows
+        whose they were, and the caller deletes nothing.
+        """
+        self._sql.execute(
             f"""
-            insert into {table} (_load, _position, _key, _hash, _deleted, _landing, _fetched_at)
-            select (select max(_load) from incoming),
-                   (select max(_position) from incoming) + row_number() over (order by c._key),
-                   c._key, '', true, null, (select max(_fetched_at) from incoming)
+            with incoming as (select * from {self._target} where _load = %(load)s)
+            insert into {self._name} (_load, _position, _page, _key, _hash, _deleted)
+            select %(load)s, (select max(_position) from incoming) + row_number() over (order by c._key),
+                   (select max(_page) from incoming), c._key, %(no_hash)s::uuid, true
             from (
                 select distinct on (r._key) r._key, r._deleted
-                from {table} as r
-                join ops.load as l on l.source = %s and l.load = r._load and l.state <> 'rejected'
+                from {self._name} as r
+                join ops.load as l on l.source = %(source)s and l.load = r._load and l.state <> 'rejected'
                 order by r._key, r._load desc, r._position desc
             ) as c
             where not c._deleted and exists (select from incoming)
               and not exists (select from incoming as i where i._key = c._key)
-              and c._key <> all(%s)
+              and c._key <> all(%(refused)s)
             """,
-            (source.name, list(refused)),
+            {"load": self._load, "source": self._source, "refused": list(refused), "no_hash": NO_HASH.hex()},
         )
-        return sql.rowcount
+        return self._sql.rowcount
+
+
+def _replayed(sql: cursor, header: Header, load: int) -> None:
+    """Note that the records in quarantine of the pages of a load that was read again have had another chance."""
+    sql.execute(
+        """
+        update ops.quarantine as q set replayed_at = now()
+        where q.source = %(source)s and q.resource = %(resource)s and q.load < %(load)s and q.replayed_at is null
+          and exists (
+              select from ops.load as l where l.source = q.source and l.load = q.load
+                and (l.load = %(original)s or (l.lane = 'replay' and l.slice = %(slice)s))
+          )
+          and exists (
+              select from ops.landing as n where n.source = q.source and n.load = %(load)s and n.key = q.landing
+          )
+        """,
+        {
+            "source": header.source,
+            "resource": header.resource,
+            "load": load,
+            "original": header.again_of,
+            "slice": header.slice,
+        },
+    )
 
 
 def _record(db: connection, header: Header, counts: Counts, verdict: dict[str, Any], fetched_at: datetime) -> None:
@@ -334,14 +545,3 @@ def _storable(text: str) -> str:
 def _jsonb(value: Any) -> str:
     """JSON as PostgreSQL's jsonb can hold it."""
     return json.dumps(value).replace("\\u0000", "\\u2400")
-
-
-def _batches(lines: Iterator[_Line], size: int) -> Iterator[list[_Line]]:
-    batch: list[_Line] = []
-    for line in lines:
-        batch.append(line)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

@@ -1,13 +1,17 @@
-"""Where files lie: a folder, a web server's directory or an S3 prefix, behind the same three verbs.
+"""Where files lie: a folder, a web server's directory, an S3 prefix, FTP, SFTP or HDFS, behind the same few verbs.
 
 A location is a root and nothing above it: names are relative, with ``/`` between folders, and a name, a link on a web
 page or a symbolic link that leads out of the root is refused. Hidden files (a part that begins with a dot) are not
 listed: they are the litter of file managers and version control.
+
+Web servers are asked through :mod:`ingestion.web` and nothing else, so its rates, bounds and resumed downloads hold
+here too. Other protocols go through fsspec. HDFS is there because fsspec has it, and is untested: it needs a cluster.
 """
 
 from __future__ import annotations
 
 import atexit
+import ftplib
 import functools
 import hashlib
 import json
@@ -15,12 +19,16 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
+from html.parser import HTMLParser
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, cast
-from urllib.parse import quote, unquote, urlsplit
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
+from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
+
+import tenacity
 
 from ingestion.journal import digest
 from storage.errors import Problem
@@ -28,8 +36,13 @@ from storage.errors import Problem
 if TYPE_CHECKING:
     from storage.settings import Settings
 
-_MOST_ENTRIES = 1_000_000  # a web server that makes up links must come to an end
+_MOST_ENTRIES = 1_000_000  # a server that makes up names must come to an end
 _TIMEOUT_S = 30.0
+_LARGEST = 64 << 30  # bytes of one file
+_AT_ONCE = 8  # files of a web server's directory that are asked about side by side
+_TRIES = 4
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -52,19 +65,21 @@ class Entry:
 
 
 class Location:
-    """Files under ``url``: a path or ``file://`` folder, ``http(s)://`` directory or file, ``s3://bucket/prefix``.
+    """Files under ``url``: a folder or file, by path, ``file``, ``http(s)``, ``s3``, ``ftp(s)``, ``sftp`` or ``hdfs``.
 
-    ``storage`` says where S3 is, as ``endpoint``, ``access_key``, ``secret_key`` and ``region``; what it leaves out is
-    as AWS clients find it. Without it S3 is the platform's own object store (the ``LYREBIRD_S3_*`` settings).
+    ``storage`` says more of it (``STORAGE``). Without it S3 is the platform's own object store (the ``LYREBIRD_S3_*``
+    settings); what it leaves out of another one is as AWS clients find it. A web server may have a private address, as
+    somebody has named it here; where it redirects may not, unless ``allowed_hosts`` has that host.
     Raises Problem, in every method, when the location cannot be reached or is not there.
     """
 
     def __init__(
         self, url: str | Path, settings: Settings | None = None, storage: Mapping[str, str] | None = None
     ) -> None:
-        self._given = str(url)
+        self._given = str(url).strip()
         self.url = re.sub(r"//[^/@]*@", "//", self._given)  # for people: without a user's password
-        self._root = _root(self._given, settings, storage or {})
+        with self._told():
+            self._root = _root(self._given, self.url, settings, storage or {})
 
     @property
     def name(self) -> str:
@@ -75,7 +90,7 @@ class Location:
         """Files whose names match the pattern, by name. ``*`` stays within a folder, ``**/`` is any depth."""
         wanted = _matcher(pattern)
         with self._told():
-            found = [entry for entry in self._root.walk() if wanted(entry.name)]
+            found = [entry for entry in self._root.walk("/" in pattern or "**" in pattern) if wanted(entry.name)]
         for entry in found:
             try:
                 entry.name.encode()
@@ -84,11 +99,26 @@ class Location:
                 raise Problem(f"the name of {shown} in {self.url} is no valid UTF-8", "Rename that file") from None
         return sorted(found, key=lambda entry: entry.name)
 
+    def entry(self, name: str) -> Entry:
+        """What there is to know of one file, without a listing."""
+        with self._told(name):
+            return self._root.entry(_safe(name, self.url))
+
+    def has(self, name: str) -> bool:
+        """Whether there is a file of this name. Raises Problem when the location cannot be asked."""
+        with self._told(name):
+            try:
+                self._root.entry(_safe(name, self.url))
+            except FileNotFoundError:
+                return False
+        return True
+
     def changed(self, pattern: str, seen: Mapping[str, str], keep: Callable[[str], bool]) -> Iterator[Changed]:
         """Files that match the pattern, pass ``keep`` and are new or changed since ``seen`` (file -> mark).
 
         A file right at the root is named with the root's own name before it, so that ``multi30k/`` and the folder
-        above it give the same names. Raises Problem when there is no such file at all.
+        above it give the same names. A copy is removed when the next file is asked for. Raises Problem when there is
+        no such file at all.
         """
         marks, found = dict(seen), False
         for entry in self.list(pattern):
@@ -98,12 +128,12 @@ class Location:
             found = True
             if entry.etag and marks.get(name) == entry.etag:
                 continue
-            path = self.fetch(entry.name)
-            mark = entry.etag or digest(path)[0]
-            before = marks.get(name)
-            if before != mark:
-                marks[name] = mark
-                yield Changed(name, path, {"files": dict(marks)}, before is not None)
+            with self.copy(entry.name) as path:
+                mark = entry.etag or digest(path)[0]
+                before = marks.get(name)
+                if before != mark:
+                    marks[name] = mark
+                    yield Changed(name, path, {"files": dict(marks)}, before is not None)
         if not found:
             raise Problem(f"{self.url} holds none of the files that are looked for", f"They are named {pattern}")
 
@@ -117,13 +147,37 @@ class Location:
         with self._told(name), self.open(name) as stream:
             return stream.read()
 
+    def read_each(self, names: Iterable[str]) -> Iterator[tuple[str, bytes | Problem]]:
+        """The bytes of many small files, in order; in place of what cannot be read, the reason."""
+
+        def read(name: str) -> tuple[str, bytes | Problem]:
+            try:
+                return name, self.read(name)
+            except Problem as problem:
+                return name, problem
+
+        return self._root.each(names, read)
+
     def fetch(self, name: str) -> Path:
         """A copy of the file, in a temporary folder that is removed when the process ends, if not before."""
         folder = Path(tempfile.mkdtemp(dir=_scratch()))
         path = folder / PurePosixPath(name).name
-        with self._told(name), self.open(name) as source, path.open("wb") as copy:
-            shutil.copyfileobj(source, copy, 1 << 20)
+        try:
+            with self._told(name):
+                self._root.fetch(_safe(name, self.url), path)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         return path
+
+    @contextmanager
+    def copy(self, name: str) -> Iterator[Path]:
+        """A copy of the file for as long as the block runs."""
+        path = self.fetch(name)
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path.parent, ignore_errors=True)
 
     @contextmanager
     def _told(self, name: str = "") -> Iterator[None]:
@@ -143,23 +197,47 @@ class Location:
             raise Problem(f"cannot read {where}: {reason}", "Check the address and that the server answers") from error
 
 
-class _Root(Protocol):
+class _Root:
     """One way of reaching files. Errors are those of the protocol; names are safe already."""
 
     name: str
 
-    def walk(self) -> Iterator[Entry]:
-        """All files that are not hidden. FileNotFoundError when the root itself is not there."""
+    def walk(self, deep: bool) -> Iterator[Entry]:
+        """All files that are not hidden; unless ``deep`` it may leave out what lies in folders.
 
-    def open(self, name: str) -> BinaryIO: ...
+        FileNotFoundError when the root itself is not there.
+        """
+        raise NotImplementedError
+
+    def entry(self, name: str) -> Entry:
+        raise NotImplementedError
+
+    def fetch(self, name: str, path: Path) -> None:
+        """Write the file to ``path``."""
+        with self.open(name) as source, path.open("wb") as copy:
+            shutil.copyfileobj(source, copy, 1 << 20)
+
+    def open(self, name: str) -> BinaryIO:
+        """The file as a stream; where a protocol has none to be trusted, of a copy that is gone when it is closed."""
+        folder = Path(tempfile.mkdtemp(dir=_scratch()))
+        try:
+            path = folder / "file"
+            self.fetch(name, path)
+            return path.open("rb")
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def each(self, names: Iterable[str], get: Callable[[str], T]) -> Iterator[T]:
+        """``get`` of every name in order, side by side where the protocol gains by it."""
+        return map(get, names)
 
 
-class _Folder:
+class _Folder(_Root):
     def __init__(self, path: Path) -> None:
         self._path = path.expanduser().absolute()
         self.name = self._path.name
 
-    def walk(self) -> Iterator[Entry]:
+    def walk(self, deep: bool) -> Iterator[Entry]:
         if self._path.is_file():
             yield self._entry(self._path, self._path.name)
             return
@@ -167,15 +245,24 @@ class _Folder:
             raise FileNotFoundError(self._path)
         os.listdir(self._path)  # noqa: PTH208 - os.walk passes over a folder it may not read; this raises
         for folder, below, files in os.walk(self._path):
-            below[:] = [name for name in below if not name.startswith(".")]
+            below[:] = [name for name in below if deep and not name.startswith(".")]
             for file in files:
                 path = Path(folder) / file
                 if not file.startswith("."):
                     yield self._entry(path, path.relative_to(self._path).as_posix())
 
+    def entry(self, name: str) -> Entry:
+        path = self._target(name)
+        if not path.is_file():
+            raise FileNotFoundError(path)
+        return self._entry(path, name)
+
     def open(self, name: str) -> BinaryIO:
+        return self._target(name).open("rb")
+
+    def _target(self, name: str) -> Path:
         if self._path.is_file() and name == self._path.name:
-            return self._path.open("rb")
+            return self._path
         path = self._path / name
         target = path.resolve()
         if not target.is_relative_to(self._path.resolve()):
@@ -183,7 +270,7 @@ class _Folder:
                 f"{name} in {self._path} is a link to {target}, outside of that folder",
                 "Copy the file in, or name the folder it lies in as the location",
             )
-        return target.open("rb")
+        return target
 
     @staticmethod
     def _entry(path: Path, name: str) -> Entry:
@@ -194,32 +281,38 @@ class _Folder:
         return Entry(name, facts.st_size, f"{facts.st_mtime_ns}-{facts.st_size}")
 
 
-class _Web:
-    """A web server's directory listings, through fsspec; an address that is no page of links is a single file."""
+class _Web(_Root):
+    """A web server's directory pages; an address that gives something else than a page of links is a single file."""
 
-    def __init__(self, url: str) -> None:
-        from aiohttp import ClientTimeout
-        from fsspec.implementations.http import HTTPFileSystem
+    def __init__(self, url: str, settings: Settings | None, storage: Mapping[str, Any]) -> None:
+        from ingestion import wire
+        from ingestion.web import Web
+        from storage.settings import Settings
 
-        self._url = url.split("#", 1)[0]
-        self.name = unquote(PurePosixPath(urlsplit(self._url).path).name)
-        timeout = ClientTimeout(total=None, sock_connect=_TIMEOUT_S, sock_read=_TIMEOUT_S)
-        self._files = HTTPFileSystem(
-            simple_links=False, skip_instance_cache=True, client_kwargs={"timeout": timeout}, use_listings_cache=False
-        )
+        parts = urlsplit(url.split("#", 1)[0])
+        if storage.get("username"):
+            user = ":".join(quote(str(storage[name]), safe="") for name in ("username", "password") if name in storage)
+            parts = parts._replace(netloc=f"{user}@{parts.netloc.rpartition('@')[2]}")
+        self._url = urlunsplit(parts)
+        self.name = unquote(PurePosixPath(parts.path).name)
+        allowed = [wire.host(self._url), *storage.get("allowed_hosts", [])]
+        self._web = Web(settings or Settings(), rate=str(storage.get("rate", "")), allowed=allowed)
+        self._base = self._url.rstrip("/") + "/"
 
     @functools.cached_property
     def _is_directory(self) -> bool:
-        return self._url.endswith("/") or self._files.info(self._url).get("mimetype") == "text/html"
+        return self._url.endswith("/") or self._page(self._url) is not None
 
-    @property
-    def _base(self) -> str:
-        return self._url.rstrip("/") + "/"
-
-    def walk(self) -> Iterator[Entry]:
+    def walk(self, deep: bool) -> Iterator[Entry]:
         if not self._is_directory:
             yield self._entry(self._url, self.name)
             return
+        links = self._files_below(deep)
+        yield from self._web.each(
+            links, lambda link: self._entry(link, unquote(link.removeprefix(self._base))), _AT_ONCE
+        )
+
+    def _files_below(self, deep: bool) -> Iterator[str]:
         seen, waiting = {self._base}, [self._base]
         while waiting:
             folder = waiting.pop()
@@ -227,49 +320,314 @@ class _Web:
                 if link in seen:
                     continue
                 seen.add(link)
-                if len(seen) > _MOST_ENTRIES:
-                    raise Problem(f"{self._url} lists more than {_MOST_ENTRIES:,} files", "Name a folder below it")
-                if link.endswith("/"):
+                _count(len(seen), self._url)
+                if not link.endswith("/"):
+                    yield link
+                elif deep:
                     waiting.append(link)
-                else:
-                    yield self._entry(link, unquote(link.removeprefix(self._base)))
 
     def _links(self, folder: str) -> list[str]:
         """Addresses on a page that lie below the page, without what sorts its table or leads up or out."""
-        links = []
-        for each in self._files.ls(folder, detail=False):
-            link = str(each).split("#", 1)[0].replace("/./", "/")
+        page = _Links()
+        page.feed((self._page(folder) or b"").decode("utf-8", "replace"))
+        links = set()
+        for given in page.found:
+            try:
+                link = urljoin(folder, given).split("#", 1)[0]
+            except ValueError:  # such as http://[
+                continue
             name = unquote(link.removeprefix(folder))
             if not link.startswith(folder) or "?" in link or not name:
                 continue
             if any(part.startswith(".") for part in name.split("/")):  # hidden, or up
                 continue
-            links.append(link)
+            links.add(link)
         return sorted(links)
 
-    def open(self, name: str) -> BinaryIO:
-        url = self._base + quote(name) if self._is_directory else self._url
-        if not self._is_directory and name != self.name:
+    def _page(self, url: str) -> bytes | None:
+        """A page of links; None for what is none."""
+        try:
+            with _missing():
+                answer = self._web.get(url, types=("text/html", "application/xhtml+xml"))
+        except Problem as problem:
+            if " gave " in problem.what and ", not application/xhtml+xml or text/html" in problem.what:
+                return None
+            raise
+        return answer.body if answer else b""
+
+    def entry(self, name: str) -> Entry:
+        return self._entry(self._address(name), name)
+
+    def fetch(self, name: str, path: Path) -> None:
+        with _missing():
+            self._web.download(self._address(name), path, most=_LARGEST)
+
+    def each(self, names: Iterable[str], get: Callable[[str], T]) -> Iterator[T]:
+        return self._web.each(names, get, _AT_ONCE)
+
+    def _address(self, name: str) -> str:
+        if self._is_directory:
+            return self._base + quote(name)
+        if name != self.name:
             raise FileNotFoundError(name)
-        self._files.info(url)  # opening a stream does not tell a missing file from an empty one
-        return cast(BinaryIO, self._files.open(url, block_size=0))
+        return self._url
 
     def _entry(self, url: str, name: str) -> Entry:
-        facts = self._files.info(url)
-        size = facts.get("size")
-        marks = [str(facts[key]) for key in ("ETag", "Content-MD5", "Digest", "Last-Modified") if facts.get(key)]
-        return Entry(name, size, f"{marks[0]}-{size}" if marks else None)
+        try:
+            with _missing():
+                facts = self._web.head(url)
+        except Problem as problem:
+            if " answered 405" in problem.what or " answered 501" in problem.what:  # it knows no HEAD
+                return Entry(name, None, None)
+            raise
+        size = facts.size if facts.size >= 0 else None
+        return Entry(name, size, f"{facts.mark}-{size}" if facts.mark else None)
 
 
-class _Bucket:
+class _Links(HTMLParser):
+    """What the links of a page lead to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "a":
+            self.found += [value for name, value in attrs if name == "href" and value]
+
+
+@contextmanager
+def _missing() -> Iterator[None]:
+    """What a web server says of a file that is not there, or not for us, as the errors of every other protocol."""
+    try:
+        yield
+    except Problem as problem:
+        if " answered 404" in problem.what or " answered 410" in problem.what:
+            raise FileNotFoundError(problem.what) from None
+        if " answered 401" in problem.what or " answered 403" in problem.what:
+            raise PermissionError(problem.what) from None
+        raise
+
+
+class _Remote(_Root):
+    """A folder of a server, through fsspec. What fails in passing is tried again over a new connection."""
+
+    def __init__(self, url: str, shown: str, connect: Callable[[], Any]) -> None:
+        self._path = "/" + unquote(urlsplit(url).path).strip("/")
+        self.name = PurePosixPath(self._path).name
+        self._shown, self._connect, self._files = shown, connect, connect()
+
+    def walk(self, deep: bool) -> Iterator[Entry]:
+        facts = self._tried(lambda: self._info(self._path))
+        if facts["type"] == "file":
+            yield self._entry(facts, self.name)
+            return
+        base, seen, waiting = self._path.rstrip("/") + "/", 0, [self._path]
+        while waiting:
+            folder = waiting.pop()
+            for one in self._tried(functools.partial(self._list, folder)):
+                name = str(one["name"]).removeprefix(base)
+                seen += 1
+                _count(seen, self._shown)
+                if any(part.startswith(".") or not part for part in name.split("/")):
+                    continue
+                if one["type"] == "link":
+                    yield from self._linked(base + name, name)
+                elif one["type"] != "directory":
+                    yield self._entry(one, name)
+                elif deep:
+                    waiting.append(base + name)
+
+    def _linked(self, path: str, name: str) -> Iterator[Entry]:
+        """The file that a link leads to. Links to folders are not followed: they may lead round in circles."""
+        with suppress(FileNotFoundError):
+            facts = self._tried(lambda: self._info(path))
+            if facts["type"] == "file":
+                yield self._entry(facts, name)
+
+    def _list(self, folder: str) -> list[dict[str, Any]]:
+        self._files.invalidate_cache()
+        return list(self._files.ls(folder, detail=True))
+
+    def _info(self, path: str) -> dict[str, Any]:
+        facts: dict[str, Any] = self._files.info(path)
+        return facts
+
+    def entry(self, name: str) -> Entry:
+        facts = self._tried(lambda: self._info(self._address(name)))
+        if facts["type"] == "directory":
+            raise FileNotFoundError(name)
+        return self._entry(facts, name)
+
+    def fetch(self, name: str, path: Path) -> None:
+        self._tried(lambda: self._files.get_file(self._address(name), str(path)))
+
+    def _address(self, name: str) -> str:
+        base = self._path.rstrip("/")
+        return base if self._is_file and name == self.name else f"{base}/{name}"
+
+    @functools.cached_property
+    def _is_file(self) -> bool:
+        return bool(self._tried(lambda: self._info(self._path))["type"] == "file")
+
+    def _tried(self, call: Callable[[], T]) -> T:
+        def again(_: tenacity.RetryCallState) -> None:
+            with suppress(Exception):  # the try that follows says what is wrong
+                self._files = self._connect()
+
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(_may_pass),
+            stop=tenacity.stop_after_attempt(_TRIES),
+            wait=tenacity.wait_exponential_jitter(multiplier=0.2, max=10, jitter=0.2),
+            before_sleep=again,
+            reraise=True,
+        )
+        found: T = retrying(call)
+        return found
+
+    @staticmethod
+    def _entry(facts: Mapping[str, Any], name: str) -> Entry:
+        size = int(facts["size"]) if facts.get("size") is not None else None
+        changed = facts.get("mtime") or facts.get("modify")
+        mark = changed.isoformat() if isinstance(changed, datetime) else changed
+        return Entry(name, size, f"{mark}-{size}" if mark else None)
+
+
+class _Ftp(_Remote):
+    """An FTP server. fsspec lists; files come through its connection, and go on where they were cut.
+
+    Its own way to fetch a file looks through the listing of the whole folder first, for every file.
+    """
+
+    def _list(self, folder: str) -> list[dict[str, Any]]:
+        with self._there():
+            return super()._list(folder)
+
+    def _info(self, path: str) -> dict[str, Any]:
+        with self._there():
+            return super()._info(path)
+
+    @contextmanager
+    def _there(self) -> Iterator[None]:
+        """fsspec says of every trouble with a listing that there is none; a connection that is lost fails here."""
+        try:
+            yield
+        except FileNotFoundError:
+            self._files.ftp.voidcmd("NOOP")
+            raise
+
+    def entry(self, name: str) -> Entry:
+        path = self._address(name)
+        return self._entry(self._tried(lambda: self._facts(path)), name)
+
+    def _facts(self, path: str) -> dict[str, Any]:
+        ftp = self._files.ftp
+        ftp.voidcmd("TYPE I")
+        facts: dict[str, Any] = {"size": ftp.size(path)}
+        with suppress(ftplib.error_perm):  # not every server tells the time
+            facts["modify"] = ftp.voidcmd(f"MDTM {path}").split()[-1]
+        return facts
+
+    def _tried(self, call: Callable[[], T]) -> T:
+        try:
+            return super()._tried(call)
+        except ftplib.error_perm as error:
+            said = str(error)
+            if said.startswith("550"):  # RFC 959: the file is not there, or not for this user
+                raise FileNotFoundError(said) from None
+            raise PermissionError(said) if said.startswith("53") else error from None
+
+    def fetch(self, name: str, path: Path) -> None:
+        address = self._address(name)
+        with path.open("wb") as file:
+
+            def rest() -> None:
+                ftp = self._files.ftp
+                ftp.retrbinary(f"RETR {address}", file.write, 1 << 16, rest=file.tell() or None)
+                ftp.voidcmd("TYPE I")
+                if (size := ftp.size(address)) is not None and size != file.tell():
+                    raise EOFError(f"gave {file.tell():,} of {size:,} bytes")
+
+            self._tried(rest)
+
+
+def _ftp(url: str, shown: str, storage: Mapping[str, Any]) -> _Root:
+    from fsspec.implementations.ftp import FTPFileSystem
+
+    parts = urlsplit(url)
+    tls = bool(storage.get("tls", parts.scheme.lower() == "ftps"))
+    return _Ftp(
+        url,
+        shown,
+        lambda: FTPFileSystem(
+            parts.hostname or "", parts.port or 21, *_who(parts, storage), timeout=_TIMEOUT_S, tls=tls,
+            skip_instance_cache=True,
+        ),
+    )  # fmt: skip
+
+
+def _sftp(url: str, shown: str, storage: Mapping[str, Any]) -> _Root:
+    try:
+        import paramiko  # type: ignore[import-untyped]
+        from fsspec.implementations.sftp import SFTPFileSystem
+    except ImportError as error:
+        raise Problem(f"reading {shown} needs the package paramiko", "pip install paramiko") from error
+
+    class Known(paramiko.MissingHostKeyPolicy):  # type: ignore[misc]  # the library has no types
+        """Takes a server whose key somebody has put into the file of known hosts, and no other."""
+
+        def missing_host_key(self, _: Any, hostname: str, key: Any) -> None:
+            file = Path(str(storage.get("known_hosts") or "~/.ssh/known_hosts")).expanduser()
+            try:
+                known = paramiko.HostKeys(str(file) if file.is_file() else None)
+            except Exception as error:  # paramiko lets through whatever a broken line makes it raise
+                raise Problem(f"{file} is no file of known hosts: {error}", "Make it anew with ssh-keyscan") from None
+            if not known.check(hostname, key):
+                raise Problem(
+                    f"{hostname} shows a key that is not in {file}: {key.get_name()} {key.get_base64()}",
+                    "If that is its key, add it with ssh-keyscan, or name another file as `known_hosts` in `storage`",
+                )
+
+    parts = urlsplit(url)
+    username, password = _who(parts, storage)
+    options = {
+        "port": parts.port or 22,
+        "username": username,
+        "password": password,
+        "key_filename": storage.get("key_filename"),
+        **dict.fromkeys(("timeout", "banner_timeout", "auth_timeout", "channel_timeout"), _TIMEOUT_S),
+        **({"allow_agent": False, "look_for_keys": False} if password else {}),
+    }
+    return _Remote(
+        url,
+        shown,
+        lambda: SFTPFileSystem(parts.hostname or "", host_key_policy=Known(), skip_instance_cache=True, **options),
+    )
+
+
+def _hdfs(url: str, shown: str, storage: Mapping[str, Any]) -> _Root:
+    from fsspec.implementations.arrow import HadoopFileSystem
+
+    parts = urlsplit(url)
+    user = storage.get("username") or parts.username
+    return _Remote(
+        url, shown, lambda: HadoopFileSystem(host=parts.hostname or "default", port=parts.port or 0, user=user)
+    )
+
+
+def _who(parts: Any, storage: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """User and password, of `storage` or else of the address."""
+    given = [storage.get("username") or unquote(parts.username or ""), storage.get("password", parts.password)]
+    return given[0] or None, unquote(str(given[1])) if given[1] is not None else None
+
+
+class _Bucket(_Root):
     """An S3 prefix, through pyarrow's client in fsspec's wrapper."""
 
     def __init__(self, url: str, settings: Settings | None, storage: Mapping[str, str]) -> None:
         from fsspec.implementations.arrow import ArrowFSWrapper
         from pyarrow.fs import S3FileSystem
 
-        if unknown := storage.keys() - {"endpoint", "access_key", "secret_key", "region"}:
-            raise Problem(f"S3 has no option {min(unknown)}", "There are endpoint, access_key, secret_key and region")
         if not storage:
             from storage.settings import Settings
 
@@ -292,7 +650,7 @@ class _Bucket:
             raise Problem(f"{url} names no bucket", "Write s3://bucket/prefix")
         self.name = PurePosixPath(self._prefix).name
 
-    def walk(self) -> Iterator[Entry]:
+    def walk(self, deep: bool) -> Iterator[Entry]:
         from pyarrow.fs import FileSelector, FileType
 
         root = self._client.get_file_info(self._prefix)
@@ -302,18 +660,30 @@ class _Bucket:
         if root.type == FileType.NotFound:
             raise FileNotFoundError(self._prefix)
         # pyarrow's listing tells sizes and times; fsspec's wrapper asks for them one by one
-        for facts in self._client.get_file_info(FileSelector(self._prefix, recursive=True)):
+        for facts in self._client.get_file_info(FileSelector(self._prefix, recursive=deep)):
             name = facts.path.removeprefix(f"{self._prefix}/")
             if facts.type == FileType.File and not any(part.startswith(".") for part in name.split("/")):
                 yield Entry(name, facts.size, self._etag(facts))
 
-    def open(self, name: str) -> BinaryIO:
+    def entry(self, name: str) -> Entry:
         from pyarrow.fs import FileType
 
-        path = f"{self._prefix}/{name}"
-        if self._client.get_file_info(self._prefix).type == FileType.File and name == self.name:
-            path = self._prefix
-        return cast(BinaryIO, self._files.open(path, "rb"))
+        facts = self._client.get_file_info(self._path(name))
+        if facts.type != FileType.File:
+            raise FileNotFoundError(name)
+        return Entry(name, facts.size, self._etag(facts))
+
+    def open(self, name: str) -> BinaryIO:
+        return cast(BinaryIO, self._files.open(self._path(name), "rb"))
+
+    def _path(self, name: str) -> str:
+        return self._prefix if name == self.name and self._is_file else f"{self._prefix}/{name}"
+
+    @functools.cached_property
+    def _is_file(self) -> bool:
+        from pyarrow.fs import FileType
+
+        return bool(self._client.get_file_info(self._prefix).type == FileType.File)
 
     @staticmethod
     def _etag(facts: Any) -> str:
@@ -326,19 +696,45 @@ def fingerprint(entries: Sequence[Entry], *more: object) -> str:
     return hashlib.sha256(json.dumps([listing, more], default=str).encode()).hexdigest()[:32]
 
 
-def _root(url: str, settings: Settings | None, storage: Mapping[str, str]) -> _Root:
-    if not url.strip():
+# Scheme -> what the option `storage` may say of it.
+STORAGE: dict[str, tuple[str, ...]] = {
+    "": (),
+    "file": (),
+    "http": ("username", "password", "rate", "allowed_hosts"),
+    "s3": ("endpoint", "access_key", "secret_key", "region"),
+    "ftp": ("username", "password", "tls"),
+    "sftp": ("username", "password", "key_filename", "known_hosts"),
+    "hdfs": ("username",),
+}
+_SAME = {"https": "http", "ftps": "ftp", "ssh": "sftp"}
+
+
+def _root(url: str, shown: str, settings: Settings | None, storage: Mapping[str, Any]) -> _Root:
+    if not url:
         raise Problem("the location is empty", "Name a folder, an http(s):// address or s3://bucket/prefix")
     scheme = url.split("://", 1)[0].lower() if "://" in url else ""
-    if scheme in ("http", "https"):
-        return _Web(url)
+    scheme = _SAME.get(scheme, scheme)
+    if scheme not in STORAGE:
+        known = ", ".join(f"{name}://" for name in sorted({*STORAGE, *_SAME}) if name)
+        raise Problem(f"cannot read {shown}: {scheme}:// is not known", f"Use a folder, or one of {known}")
+    if unknown := storage.keys() - STORAGE[scheme]:
+        there = ", ".join(STORAGE[scheme]) or "none"
+        kind = scheme.upper() or "a folder"
+        raise Problem(f"{kind} has no option {min(unknown)} in `storage`", f"There are: {there}")
+    if scheme in ("", "file"):
+        return _Folder(Path(unquote(urlsplit(url).path) if scheme else url))
     if scheme == "s3":
         return _Bucket(url, settings, storage)
-    if scheme == "file":
-        return _Folder(Path(unquote(urlsplit(url).path)))
-    if scheme:
-        raise Problem(f"cannot read {url}: {scheme}:// is not known", "Use a folder, http(s):// or s3://")
-    return _Folder(Path(url))
+    if scheme == "http":
+        return _Web(url, settings, storage)
+    return {"ftp": _ftp, "sftp": _sftp, "hdfs": _hdfs}[scheme](url, shown, storage)
+
+
+def _count(number: int, url: str) -> None:
+    """Raises Problem past what a location may list."""
+    if number > _MOST_ENTRIES:
+        shown = re.sub(r"//[^/@]*@", "//", url)
+        raise Problem(f"{shown} lists more than {_MOST_ENTRIES:,} files", "Name a folder below it")
 
 
 def _safe(name: str, url: str) -> str:
@@ -360,9 +756,15 @@ def _matcher(pattern: str) -> Any:
 
 def _is_trouble(error: Exception) -> bool:
     """Whether it is the world's fault and not the program's: a network, server or file system error."""
-    from aiohttp import ClientError
+    return isinstance(error, (OSError, EOFError, ftplib.Error)) or type(error).__module__.startswith("paramiko.")
 
-    return isinstance(error, (OSError, ClientError, TimeoutError))
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether it is worth asking again in this run."""
+    lasting = (FileNotFoundError, PermissionError, ftplib.error_perm, ftplib.error_proto)
+    if not isinstance(error, Exception) or isinstance(error, lasting):
+        return False
+    return _is_trouble(error) and type(error).__name__ not in ("AuthenticationException", "BadHostKeyException")
 
 
 @functools.cache

@@ -227,14 +227,14 @@ class _Notes:
         self._db.autocommit = True  # nothing is locked while servers are slow
         with self._db.cursor() as sql:
             sql.execute("create temporary table seen (part text, key text, primary key (part, key))")
-            sql.execute("create temporary table told (key text primary key, hash text not null)")
+            sql.execute("create temporary table told (key text primary key, hash uuid not null)")
             sql.execute("select to_regclass(%s) is not null", (f"raw.{known.table}",))
             table = f'raw."{known.table}"'
             if not (sql.fetchone() or (False,))[0]:
                 table = "pg_temp.nothing"
                 sql.execute(
                     "create temporary table nothing "
-                    "(_load bigint, _position bigint, _key text, _hash text, _deleted boolean)"
+                    "(_load bigint, _position bigint, _key text, _hash uuid, _deleted boolean)"
                 )
         self._versions = (
             f"from {table} as r join ops.load as l on l.source = %(source)s and l.load = r._load "
@@ -246,7 +246,7 @@ class _Notes:
 
     def see(self, part: str, sheet: Sheet) -> bool:
         """Note the sheet's records. Whether it holds something that neither the warehouse nor this reading has."""
-        good = {key: rows.hash_text(one) for one in sheet.records if (key := self._key(one))}
+        good = {key: rows.hash_of(self.context.resource, one) for one in sheet.records if (key := self._key(one))}
         every = {self._key(one) or _sign(one) for one in (*sheet.records, *sheet.aside)}
         values = {"source": self.known.source, "part": part, "every": [*every]}
         values |= {"keys": [*good], "hashes": [*good.values()]}
@@ -255,7 +255,7 @@ class _Notes:
             sql.execute(
                 f"""
                 select s.key
-                from unnest(%(keys)s::text[], %(hashes)s::text[]) as s (key, hash)
+                from unnest(%(keys)s::text[], %(hashes)s::uuid[]) as s (key, hash)
                 left join told as t on t.key = s.key
                 left join lateral (
                     select r._hash, r._deleted {self._versions}
@@ -268,7 +268,7 @@ class _Notes:
             news = sql.fetchall()
             if news:
                 sql.execute(
-                    "insert into told select * from unnest(%(keys)s::text[], %(hashes)s::text[]) "
+                    "insert into told select * from unnest(%(keys)s::text[], %(hashes)s::uuid[]) "
                     "on conflict (key) do update set hash = excluded.hash",
                     values,
                 )

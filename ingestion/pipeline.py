@@ -15,9 +15,9 @@ import errno
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field
-from datetime import UTC
+from datetime import UTC, datetime, timedelta
 from functools import cache, partial
 from typing import Any
 
@@ -25,7 +25,7 @@ import psycopg2
 from psycopg2.extensions import connection
 
 from ingestion import journal
-from ingestion.contract import Context, Gone, Resource, Source
+from ingestion.contract import Context, Gone, Page, Resource, Source
 from ingestion.loading import Counts, Stores, ensure_table, load_segment, point_cursor
 from storage import settings as given
 from storage import warehouse
@@ -90,6 +90,59 @@ def ingest(
     return report
 
 
+Slice = tuple[list[str] | None, journal.Interval | None]  # resources (None: all) and interval (None: what is new)
+
+
+def ingest_slices(
+    source: Source, settings: Settings, wanted: list[Slice], *, run_id: str = "", say: Say = print
+) -> Report:
+    """:func:`ingest` of one slice after another. One that fails does not keep the others from being fetched.
+
+    Raises Problem at the end when any failed.
+    """
+    whole, failed = Report(source.name), list[Problem]()
+    for resources, interval in wanted:
+        try:
+            report = ingest(source, settings, resources=resources, interval=interval, run_id=run_id, say=say)
+        except Problem as problem:
+            if len(wanted) == 1:
+                raise
+            say(f"{source.name}: {slice_name(interval) if interval else 'what is new'} failed: {problem.what}")
+            failed.append(problem)
+            continue
+        whole.recovered += report.recovered
+        whole.loads |= report.loads
+    if failed:
+        raise Problem(
+            f"{len(failed)} of {len(wanted)} slices of {source.name} failed; the first: {failed[0].what}",
+            f"`lyrebird ingest {source.name} --failed` asks for these again, and for no others",
+        )
+    return whole
+
+
+def slices(
+    source: Source, since: datetime | None = None, until: datetime | None = None, days: int = 1
+) -> list[journal.Interval | None]:
+    """The intervals of a backfill, of so many days each; ``[None]``, which is what is new, without an interval.
+
+    Times without a zone are UTC. Raises Problem for half an interval, an empty one, and sources without dates.
+    """
+    if since is None and until is None:
+        return [None]
+    if since is None or until is None:
+        raise Problem("--since and --until are the two ends of an interval", "Give both, or neither")
+    start, end = (moment.replace(tzinfo=moment.tzinfo or UTC) for moment in (since, until))
+    if start >= end:
+        raise Problem(f"nothing lies between {start:%Y-%m-%d %H:%M} and {end:%Y-%m-%d %H:%M}", "--until is not in it")
+    if not any(resource.partition == "date" for resource in source.resources):
+        raise Problem(f"{source.name} cannot be asked for an interval", "Leave out --since and --until")
+    found: list[journal.Interval | None] = []
+    while start < end:
+        found.append((start, min(start + timedelta(days=days), end)))
+        start += timedelta(days=days)
+    return found
+
+
 def judge(source: Source, settings: Settings, say: Say = print) -> dict[int, tuple[str, str]]:
     """Audit the loads that wait for it. Returns the state that each got, and why."""
     with _holding(_loading(source), source, settings) as stores:
@@ -112,7 +165,15 @@ def judge_pending(source: Source, stores: Stores, settings: Settings, say: Say) 
             continue
         now = resource.known(cursor).schema.names if resource.columns else None
         verdict = gate.audit(
-            settings, stores.objects, source.name, source.domain, source.table(resource), load, resource.mode, now
+            settings,
+            stores.objects,
+            source.name,
+            source.domain,
+            source.table(resource),
+            load,
+            resource.mode,
+            only=now,
+            quarantine_share=options(source)["quarantine_share"],
         )
         state = "published" if verdict.accepted else "rejected"
         journal.write_verdict(stores.objects, source.name, load, state, verdict.reason)
@@ -139,7 +200,7 @@ def rejected(source: Source, settings: Settings) -> list[tuple[int, str]]:
         sql.execute(
             """
             select load, reason from (
-                select distinct on (resource, lane) * from ops.load where source = %s
+                select distinct on (resource, lane) * from ops.load where source = %s and lane <> 'replay'
                 order by resource, lane, load desc
             ) as newest
             where state = 'rejected' and not exists (
@@ -166,9 +227,18 @@ def latest(source: Source, settings: Settings) -> int:
 
 
 def replay(source: Source, settings: Settings, say: Say = print) -> list[int]:
-    """Drop what the warehouse and the document store hold of a source, and load it all again from landing."""
-    with _holding(_loading(source), source, settings) as stores:
+    """Drop what the warehouse and the document store hold of a source, and load it all again from landing.
+
+    Transforms of its domain wait, and refuse to begin when the replay did not come to its end.
+    """
+    with (
+        _holding(f"transform.{source.domain}", source, settings),
+        _holding(_loading(source), source, settings) as stores,
+        ExitStack() as ledger,
+    ):
         db = stores.warehouse
+        for resource in source.resources:
+            ledger.enter_context(_Attempt(db, source, resource, "rebuild", source.domain, None, "replay"))
         with db, db.cursor() as sql:
             for resource in source.resources:
                 ensure_table(db, source, resource)
@@ -183,6 +253,90 @@ def replay(source: Source, settings: Settings, say: Say = print) -> list[int]:
     return loads
 
 
+def replay_quarantine(source: Source, settings: Settings, ids: list[int] | None = None, say: Say = print) -> list[int]:
+    """Read the pages of records in quarantine again, with the parser as it is now. Returns the loads this gave.
+
+    All of the source's, or those of the records ``ids``. They are loads of their own, in the lane `replay`: what is
+    good now appears unless something newer has come of its key; what is not goes to quarantine again.
+    """
+    report = Report(source.name)
+    with _holding(f"fetch:{source.name}:replay", source, settings) as stores:
+        with _holding(_loading(source), source, settings) as loader:
+            _load_sealed(source, loader, report, say, lambda stage: None)  # what a killed replay left
+        with stores.warehouse as db, db.cursor() as sql:
+            sql.execute(
+                """
+                select q.resource, case when l.lane = 'replay' then l.slice::bigint else l.load end as original,
+                       array_agg(distinct q.landing)
+                from ops.quarantine as q
+                join ops.load as l using (source, load)
+                where source = %s and replayed_at is null and landing is not null
+                  and (%s::bigint[] is null or id = any(%s))
+                group by 1, 2 order by 2
+                """,
+                (source.name, ids, ids),
+            )
+            groups = sql.fetchall()
+        known = {resource.name: resource for resource in source.resources}
+        for name, original, keys in groups:
+            if name not in known:
+                say(f"{source.name}: load {original} is of the resource {name}, which is no more; left as it is")
+                continue
+            segment = journal.Segment(stores.objects, source.name, name)
+            for page in _landed(stores.warehouse, source, original, keys):
+                segment.add(page)
+            segment.seal(lane="replay", slice=str(original), interval=None, run_id="quarantine replay")
+            say(f"{source.name}/{name}: {segment.pages:,} pages of load {original} once more")
+        with _holding(_loading(source), source, settings) as loader:
+            loads = _load_sealed(source, loader, report, say, lambda stage: None)
+            judge_pending(source, loader, settings, say)
+    return loads
+
+
+def _landed(db: connection, source: Source, load: int, keys: list[str]) -> list[Page]:
+    """Pages of a load as its journal has them, by their keys in landing."""
+    with db, db.cursor() as sql:
+        sql.execute(
+            "select n.name, n.key, n.content_type, n.meta, l.cursor from ops.landing as n join ops.load as l "
+            "using (source, load) where source = %s and load = %s and key = any(%s) order by position",
+            (source.name, load, keys),
+        )
+        return [
+            Page(name, None, cursor, content_type, meta, ref=key)
+            for name, key, content_type, meta, cursor in sql.fetchall()
+        ]
+
+
+def unfinished(source: Source, settings: Settings) -> list[Slice]:
+    """Slices that were asked for and failed, or were left by a process that died."""
+    with closing(warehouse.connect(settings)) as db, db, db.cursor() as sql:
+        sql.execute(
+            "select resource, interval_start, interval_end from ops.ledger where source = %s and state <> 'done' "
+            "and lane <> 'rebuild' and resource = any(%s) order by interval_start nulls first, resource",
+            (source.name, [resource.name for resource in source.resources]),
+        )
+        return [([resource], (start, end) if start else None) for resource, start, end in sql.fetchall()]
+
+
+def gaps(settings: Settings, source: str = "") -> list[tuple[str, str, Any, Any]]:
+    """Intervals between the first and the last that were asked for which no finished slice covers."""
+    with closing(warehouse.connect(settings)) as db, db, db.cursor() as sql:
+        sql.execute(
+            """
+            select source, resource, lower(gap), upper(gap) from (
+                select source, resource,
+                       tstzmultirange(tstzrange(min(interval_start), max(interval_end))) - coalesce(
+                           range_agg(tstzrange(interval_start, interval_end)) filter (where state = 'done'), '{}'
+                       ) as missing
+                from ops.ledger where interval_start is not null and %s in ('', source) group by 1, 2
+            ) as asked, unnest(missing) as gap
+            order by 1, 2, 3
+            """,
+            (source,),
+        )
+        return sql.fetchall()
+
+
 def make_tables(sources: list[Source], settings: Settings) -> None:
     """Make every raw table of the catalogue, so that models can name a table before its first load."""
     with closing(warehouse.connect(settings)) as db, db:
@@ -194,13 +348,18 @@ def make_tables(sources: list[Source], settings: Settings) -> None:
 def options(source: Source) -> dict[str, Any]:
     """The source's options: its defaults, and what the options file says of it."""
     values = given.options().get("sources", {}).get(source.name, {})
-    unknown = values.keys() - source.config.keys()
+    known = {name: default for name, (default, _) in source.config.items()}
+    known["quarantine_share"] = source.quarantine_share
+    unknown = values.keys() - known.keys()
     if unknown:
         raise Problem(
             f"{given.options_file()}: {source.name} has no option {sorted(unknown)[0]}",
-            f"Its options: {', '.join(source.config) or 'none'}",
+            f"Its options: {', '.join(known)}",
         )
-    return {name: values.get(name, default) for name, (default, _) in source.config.items()}
+    share = values.get("quarantine_share", 0)
+    if not isinstance(share, int | float) or not 0 <= share <= 1:
+        raise Problem(f"{given.options_file()}: quarantine_share of {source.name} is {share!r}", "It is from 0 to 1")
+    return {**known, **values}
 
 
 def slice_name(interval: journal.Interval) -> str:

@@ -1,4 +1,7 @@
-"""Records as rows of a raw table: validation, hashes, DDL and the lines that COPY reads."""
+"""Records as rows of a raw table: validation, keys, hashes, DDL, and the bytes that COPY reads.
+
+Columns travel as Arrow arrays, whether a source gives records one by one or whole batches of them.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,16 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
 
+import pgpq
+import pgpq.encoders
+import pgpq.schema
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ingestion.contract import Resource, Source
 from storage.errors import Problem
@@ -19,12 +26,21 @@ from storage.errors import Problem
 META = {
     "_load": "bigint not null",
     "_position": "bigint not null",
+    "_page": "bigint not null",
     "_key": "text not null",
-    "_hash": "text not null",
+    "_hash": "uuid not null",
     "_deleted": "boolean not null",
-    "_landing": "text",
-    "_fetched_at": "timestamptz not null",
 }
+META_WIRE = pa.schema(
+    [
+        ("_load", pa.int64()),
+        ("_position", pa.int64()),
+        ("_page", pa.int64()),  # position of the page in ops.landing, which has its key and when it was fetched
+        ("_key", pa.string()),
+        ("_hash", pa.binary()),  # 16 bytes are a uuid to COPY
+        ("_deleted", pa.bool_()),
+    ]
+)
 NAME = re.compile(r"[a-z][a-z0-9_]{0,50}\Z")
 INT64 = 2**63
 DIGITS = 10_000  # of a decimal, on one side of the point: PostgreSQL has room for 16,383 behind it
@@ -101,7 +117,6 @@ def check(resource: Resource, record: Mapping[str, Any]) -> str:
 
 _PLAIN: tuple[tuple[Callable[[pa.DataType], bool], type, str], ...] = (
     (pa.types.is_boolean, bool, "is no boolean"),
-    (pa.types.is_date, date, "is no date"),
     (pa.types.is_string, str, "is no text"),
     (pa.types.is_binary, bytes, "holds no bytes"),
 )
@@ -119,6 +134,8 @@ def _check_value(kind: pa.DataType, value: Any) -> str:
         if isinstance(value, int) and not isinstance(value, bool):
             return "" if -INT64 <= value < INT64 else "does not fit 64 bits"
         return "" if isinstance(value, float) and math.isfinite(value) else f"is no finite number: {value!r:.40}"
+    if pa.types.is_date(kind):
+        return "" if isinstance(value, date) and not isinstance(value, datetime) else f"is no date: {value!r:.40}"
     if pa.types.is_decimal(kind):
         if not isinstance(value, Decimal) or not value.is_finite():
             return f"is no finite decimal: {value!r:.40}"
@@ -185,33 +202,134 @@ def key_text(values: tuple[Any, ...]) -> str:
 
 
 def hash_text(record: Mapping[str, Any]) -> str:
-    """Hash of a record's content, whatever the order of its fields."""
+    """Hash of a document's content, whatever the order of its fields."""
     text = json.dumps(record, ensure_ascii=False, sort_keys=True, default=str, separators=(",", ":"))
     return hashlib.md5(text.encode("utf-8", "surrogatepass"), usedforsecurity=False).hexdigest()
 
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
-_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+def wire(resource: Resource) -> pa.Schema:
+    """The schema in which the resource's data columns travel to PostgreSQL."""
+    if resource.store == "documents":
+        return pa.schema([("doc", pa.string())])
+    return pa.schema([(field.name, _wire_type(field.type)) for field in resource.schema])
 
 
-def copy_line(values: list[Any]) -> str:
-    """A line of COPY's text format."""
-    return "\t".join(_copy_value(value) for value in values) + "\n"
+def _wire_type(kind: pa.DataType) -> pa.DataType:
+    types = {
+        "boolean": pa.bool_(),
+        "bigint": pa.int64(),
+        "double precision": pa.float64(),
+        "timestamp": pa.timestamp("us"),
+        "timestamptz": pa.timestamp("us", "UTC"),
+        "date": pa.date32(),
+        "bytea": pa.binary(),
+    }
+    return types.get(postgres_type(kind), pa.string())
 
 
-def _copy_value(value: Any) -> str:
-    if value is None:
-        return "\\N"
-    if isinstance(value, str):
-        return value.translate(_ESCAPES)
-    if isinstance(value, bool):
-        return "t" if value else "f"
+def batch_of(resource: Resource, records: Sequence[Mapping[str, Any]]) -> pa.RecordBatch:
+    """Records that :func:`check` let pass, as columns of :func:`wire`."""
+    schema = wire(resource)
+    arrays = [
+        pa.array([_plain(field.type, record.get(field.name)) for record in records], schema.field(field.name).type)
+        for field in resource.schema
+    ]
+    return pa.record_batch(arrays, schema=schema)
+
+
+def _plain(kind: pa.DataType, value: Any) -> Any:
+    """A value as its column takes it: numbers without a type of their own and what is nested, as text."""
+    if value is None or isinstance(value, (str, bool, bytes)):
+        return value
     if isinstance(value, (int, float)):
-        return repr(value)
-    if isinstance(value, (datetime, date)):
-        return value.isoformat()
+        return float(value) if pa.types.is_floating(kind) else value
     if isinstance(value, Decimal):
         return format(value, "f")
-    if isinstance(value, bytes):
-        return f"\\\\x{value.hex()}"
-    return json.dumps(value, ensure_ascii=False, default=str).translate(_ESCAPES)
+    return value if isinstance(value, (date, datetime)) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def sift(resource: Resource, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.Array] | None:
+    """A source's own batch as columns of :func:`wire`, and which of its rows keep the contract.
+
+    None when that cannot be told column by column: fields that are unknown, of another type, or without one of their
+    own in Arrow. Then each record is looked at.
+    """
+    schema = wire(resource)
+    if resource.store == "documents" or set(batch.schema.names) - set(schema.names):
+        return None
+    arrays = []
+    fit = pa.repeat(pa.scalar(True), batch.num_rows)
+    for field in resource.schema:
+        kind = schema.field(field.name).type
+        if field.name not in batch.schema.names:
+            arrays.append(pa.nulls(batch.num_rows, kind))
+        elif (array := batch.column(field.name)).type != field.type or postgres_type(field.type) in _ONE_BY_ONE:
+            return None
+        else:
+            arrays.append(array if array.type == kind else array.cast(kind, safe=False))
+        array = arrays[-1]
+        if not field.nullable:
+            fit = pc.and_(fit, pc.is_valid(array))
+        if pa.types.is_string(kind):
+            fit = pc.and_(fit, pc.invert(pc.fill_null(pc.match_substring(array, "\0"), False)))
+        elif pa.types.is_floating(kind):
+            fit = pc.and_(fit, pc.fill_null(pc.is_finite(array), True))
+    return pa.record_batch(arrays, schema=schema), fit
+
+
+_ONE_BY_ONE = ("jsonb", "numeric")
+
+
+def keys(resource: Resource, batch: pa.RecordBatch) -> pa.Array:
+    """:func:`key_text` of each row of a batch of the source's own."""
+    columns = [batch.column(name) for name in resource.key]
+    whole = all(not column.null_count for column in columns)
+    if whole and len(columns) == 1 and pa.types.is_string(columns[0].type):
+        return columns[0]
+    if whole and all(pa.types.is_integer(column.type) for column in columns):
+        inner = pc.binary_join_element_wise(*(column.cast(pa.string()) for column in columns), ", ")
+        return pc.binary_join_element_wise("[", inner, "]", "")
+    values = zip(*(column.to_pylist() for column in columns), strict=True)
+    return pa.array([key_text(one) for one in values], pa.string())
+
+
+def hashes(batch: pa.RecordBatch) -> pa.Array:
+    """MD5 of each row's content (16 bytes): of its columns that are not null, by name, whatever their order."""
+    parts: list[Any] = [""]  # Arrow leaves out a row that is null in every part
+    for name in sorted(batch.schema.names):
+        column = batch.column(name)
+        if pa.types.is_floating(column.type) or pa.types.is_timestamp(column.type):
+            column = column.view(pa.int64())  # exact, and the same in every version of Arrow
+        elif pa.types.is_date(column.type):
+            column = column.view(pa.int32())
+        elif pa.types.is_binary(column.type):
+            column = pa.array([value and value.hex() for value in column.to_pylist()], pa.string())
+        parts.append(pc.binary_join_element_wise(name, column.cast(pa.string()), "="))
+    rows = pc.binary_join_element_wise(*parts, "\0", null_handling="skip").cast(pa.binary()).to_pylist()
+    return pa.array([hashlib.md5(row, usedforsecurity=False).digest() for row in rows], pa.binary())
+
+
+def hash_of(resource: Resource, record: Mapping[str, Any]) -> str:
+    """The hash that raw holds of a record that keeps the contract, as 32 hexadecimal digits."""
+    if resource.store == "documents":
+        return hash_text(record)
+    found: bytes = hashes(batch_of(resource, [record]))[0].as_py()
+    return found.hex()
+
+
+def copy_bytes(columns: Mapping[str, str], batch: pa.RecordBatch) -> bytes:
+    """What COPY reads in its binary format. ``columns``: name -> PostgreSQL type."""
+    json_fields = {
+        name: pgpq.encoders.StringEncoderBuilder.new_with_output(batch.schema.field(name), pgpq.schema.Jsonb())
+        for name, kind in columns.items()
+        if kind == "jsonb"
+    }
+    all_fields = {
+        field.name: json_fields.get(field.name) or pgpq.ArrowToPostgresBinaryEncoder.infer_encoder(field)
+        for field in batch.schema
+    }
+    encoder = pgpq.ArrowToPostgresBinaryEncoder.new_with_encoders(batch.schema, all_fields)
+    return encoder.write_header() + encoder.write_batch(batch) + encoder.finish()
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")

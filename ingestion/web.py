@@ -145,6 +145,17 @@ class Web:
 
         return self._tried(url, once)
 
+    def head(self, url: str) -> Answer:
+        """What the server says of a thing without giving it: mark, type, and size, -1 where it does not say."""
+
+        def once() -> Answer:
+            with self._ask(url, {"Accept-Encoding": "identity"}, method="HEAD") as response:
+                response.raw.read1(1)  # nothing; the connection is free for the next request
+                length = response.headers.get("Content-Length", "")
+                return _answer(response, b"", int(length) if re.fullmatch(r"[0-9]{1,18}", length) else -1)
+
+        return self._tried(url, once)
+
     def download(
         self,
         url: str,
@@ -204,14 +215,15 @@ class Web:
         wanted: Mapping[str, str],
         params: Mapping[str, Any] | None = None,
         own: Mapping[str, str] | None = None,
+        method: str = "GET",
     ) -> requests.Response:
         """A request and what it redirects to: the answer, its status looked at, its body not yet read."""
         home_page = urljoin(url, "/")
         for _ in range(REDIRECTS + 1):
             self._wait_for_turn(wire.host(url))
             headers = dict(own or {} if urljoin(url, "/") == home_page else {}) | dict(wanted)
-            response = self.session.get(
-                url, params=params, headers=headers, stream=True, timeout=(CONNECT_S, self._patience)
+            response = self.session.request(
+                method, url, params=params, headers=headers, stream=True, timeout=(CONNECT_S, self._patience)
             )
             if not response.is_redirect:
                 break

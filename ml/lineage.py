@@ -302,8 +302,8 @@ def _record(db: connection, source: str, table: str, row: Found) -> Found:
     landing = _select(
         db,
         "select key, name, sha256, bytes, content_type, fetched_at, meta from ops.landing "
-        "where source = %s and load = %s and key = %s order by position limit 1",
-        (source, load, row["_landing"]),
+        "where source = %s and load = %s and position = %s",
+        (source, load, row["_page"]),
     )
     state = _select(
         db,
@@ -321,10 +321,10 @@ def _record(db: connection, source: str, table: str, row: Found) -> Found:
         "load": load,
         "position": row["_position"],
         "key": row["_key"],
-        "hash": row["_hash"],
+        "hash": row["_hash"].replace("-", ""),
         "row": data,
         "load_state": state[0] if state else None,
-        "landing": landing[0] if landing else {"key": row["_landing"]},
+        "landing": landing[0] if landing else {"key": None},
     }
 
 

@@ -167,10 +167,21 @@ def _to_stderr(line: str) -> None:
 
 @contextmanager
 def _alone(settings: Settings, domains: Sequence[str]) -> Iterator[connection]:
-    """A connection that holds the locks of these domains."""
+    """A connection that holds the locks of these domains.
+
+    Raises Problem while raw data of one of them is half there: core would take what is missing for deleted.
+    """
     with closing(warehouse.connect(settings, application="lyrebird transform")) as db, ExitStack() as locks:
         for domain in domains:
             locks.enter_context(warehouse.advisory_lock(db, f"transform.{known(domain)}"))
+        with db, db.cursor() as sql:
+            sql.execute(
+                "select source from ops.ledger where lane = 'rebuild' and slice = any(%s) and state <> 'done'",
+                (list(domains),),
+            )
+            unfinished = sql.fetchone()
+        if unfinished:
+            raise Problem(f"the replay of {unfinished[0]} was not finished", f"Run `lyrebird replay {unfinished[0]}`")
         yield db
 
 

@@ -50,9 +50,10 @@ def _changed(sql: Sql, source: str, column: str, since: int) -> list[tuple[int, 
         return []
     sql.execute(
         f"""
-        select a._load, coalesce(a.{column}, a._key), a._deleted, a._landing, a.sha256, a.content_type
+        select a._load, coalesce(a.{column}, a._key), a._deleted, p.key, a.sha256, a.content_type
         from {table} as a
         join ops.load as l on l.source = %(source)s and l.load = a._load
+        left join ops.landing as p on p.source = l.source and p.load = a._load and p.position = a._page
         where a._load > %(since)s and l.state = 'published'
           and not exists (
             select from ops.load as w

@@ -1,7 +1,10 @@
-"""Scores that have landed -> pieces and notes: the part of the music that SQL cannot read.
+"""Scores and MIDI files that have landed -> pieces and notes: the part of the music that SQL cannot read.
 
 Works on published loads only. A score that is new gives one page per resource, which refers to the landed object; a
 score that changed or went takes the rows that came from it along first, so that nothing of an older version stays.
+
+MIDI says when notes sound, not how they are written: a file of a performance has its seconds in place of quarters, at
+the tempo that it states.
 """
 
 from __future__ import annotations
@@ -14,12 +17,20 @@ from typing import Any
 import pyarrow as pa
 
 from ingestion.contract import Bad, BadPage, Context, Gone, Landed, Page, Record, Resource, Source, describe
-from storage.media import frames, scores
+from storage.media import frames, midi, scores
+from storage.media.midi import MidiError
 from storage.media.scores import ScoreError, Tune
 
-UPSTREAM = "music21_corpus"
+# Where scores come from: source -> composer, title and split in its table of scores.
+UPSTREAMS = {
+    "music21_corpus": ("composer", "null", "null"),
+    "maestro": ("composer", "title", "split"),
+    "midi_archive": ("null", "null", "null"),
+}
+MIDI = (".mid", ".midi", ".kar")
 GRID = "quarter"
 _KEPT = 512  # scores
+_TOGETHER = 200  # scores whose earlier rows are looked up at once
 
 # Both resources read the same objects, one after the other in one process: reading each of them once halves the work.
 _read: dict[tuple[str, str], list[Tune | ScoreError]] = {}
@@ -30,33 +41,56 @@ def fetch(context: Context) -> Iterator[Page | Gone]:
 
     Stops before a load that waits for its audit, so that none is left out when a later one is published first.
     """
-    since = int(context.cursor.get(UPSTREAM, 0))
+    cursor = {source: int(context.cursor.get(source, 0)) for source in UPSTREAMS}
+    for source in UPSTREAMS:
+        changed = _changed(context, source, cursor[source])
+        for start in range(0, len(changed), _TOGETHER):
+            batch = changed[start : start + _TOGETHER]
+            before = _keys_of(context, source, [path for _, path, *_ in batch]) if cursor[source] else {}
+            for load, path, deleted, landing, corpus, licence, composer, title, split in batch:
+                after = cursor | {source: load}
+                for key in before.pop(path, []):
+                    yield Gone(key, after)
+                if not deleted:
+                    meta = {"source": source, "corpus": corpus, "composer": composer, "licence": licence}
+                    told = {name: value for name, value in (("title", title), ("split", split)) if value}
+                    yield Page(path, None, after, _content_type(path), meta | told, ref=landing)
+        cursor |= {source: max((load for load, *_ in changed), default=cursor[source])}
+
+
+def _content_type(path: str) -> str:
+    suffix = PurePosixPath(path).suffix.lower()
+    return midi.CONTENT_TYPE if suffix in MIDI else scores.CONTENT_TYPES.get(suffix, "")
+
+
+def _changed(context: Context, source: str, since: int) -> list[tuple[Any, ...]]:
+    """The latest versions of scores after load ``since``: load, path, whether it went, landing key, what is said."""
+    table = f"raw.{source}_scores"
     with closing(context.warehouse()) as db, db, db.cursor() as sql:
+        sql.execute("select to_regclass(%s) is not null", (table,))
+        if not (sql.fetchone() or (False,))[0]:
+            return []
         sql.execute(
-            """
-            select s._load, s._key, s._deleted, s._landing, s.corpus, s.composer, s.licence
-            from raw.music21_corpus_scores as s
-            join ops.load as l on l.source = %(source)s and l.load = s._load
-            where s._load > %(since)s and l.state = 'published'
-              and not exists (
-                select from ops.load as w
-                where w.source = l.source and w.resource = l.resource and w.state = 'loaded'
-                  and w.load > %(since)s and w.load < s._load
-              )
-            order by s._load, s._position
+            f"""
+            select _load, _key, _deleted, landing, corpus, licence, {", ".join(UPSTREAMS[source])}
+            from (
+                select distinct on (s._key) s.*, p.key as landing
+                from {table} as s
+                join ops.load as l on l.source = %(source)s and l.load = s._load
+                left join ops.landing as p on p.source = l.source and p.load = s._load and p.position = s._page
+                where s._load > %(since)s and l.state = 'published'
+                  and not exists (
+                    select from ops.load as w
+                    where w.source = l.source and w.resource = l.resource and w.state = 'loaded'
+                      and w.load > %(since)s and w.load < s._load
+                  )
+                order by s._key, s._load desc, s._position desc
+            ) as latest
+            order by _load, _position
             """,
-            {"source": UPSTREAM, "since": since},
+            {"source": source, "since": since},
         )
-        changed = sql.fetchall()
-        before = _keys_of(sql, context.resource.name, [path for _, path, *_ in changed]) if context.cursor else {}
-    for load, path, deleted, landing, corpus, composer, licence in changed:
-        cursor = {UPSTREAM: load}
-        for key in before.pop(path, []):
-            yield Gone(key, cursor)
-        if not deleted:
-            meta = {"source": UPSTREAM, "corpus": corpus, "composer": composer, "licence": licence}
-            suffix = PurePosixPath(path).suffix
-            yield Page(path, None, cursor, scores.CONTENT_TYPES.get(suffix, ""), meta, ref=landing)
+        return sql.fetchall()
 
 
 def parse_pieces(landed: Landed) -> Iterator[Record | Bad]:
@@ -81,7 +115,7 @@ def parse_pieces(landed: Landed) -> Iterator[Record | Bad]:
             "quarters": tune.quarters,
             "fingerprint": frames.fingerprint(sounding, GRID),
             "licence": landed.meta["licence"],
-            "split": None,
+            "split": landed.meta.get("split"),
             "frames_quarter": sounding,
         }
 
@@ -109,9 +143,13 @@ def _tunes(landed: Landed) -> list[Tune | ScoreError]:
     """The tunes of a landed score; BadPage when it cannot be read as a whole."""
     key = (landed.sha256, landed.name)
     if key not in _read:
+        suffix = PurePosixPath(landed.name).suffix
         try:
-            found = scores.read(landed.read(), PurePosixPath(landed.name).suffix, landed.name)
-        except ScoreError as error:
+            if suffix.lower() in MIDI:
+                found: list[Tune | ScoreError] = [_performance(landed.read(), landed.name)]
+            else:
+                found = scores.read(landed.read(), suffix, landed.name)
+        except (ScoreError, MidiError) as error:
             raise BadPage(error.reason) from error
         if len(_read) >= _KEPT:
             _read.clear()
@@ -119,8 +157,34 @@ def _tunes(landed: Landed) -> list[Tune | ScoreError]:
     return _read[key]
 
 
+def _performance(data: bytes, name: str) -> Tune:
+    """A MIDI file as a tune that is played once, from its start to its end. Raises MidiError without any note."""
+    heard = midi.read(data, name)
+    if not heard.notes:
+        raise MidiError(name, "no notes in it, drums apart")
+    end = max(note.onset + note.duration for note in heard.notes)
+    return Tune(
+        number=None,
+        title=None,
+        composer=None,
+        time_signature=heard.time_signature,
+        key_signature=None,
+        tempo_bpm=heard.tempo_bpm,
+        parts=tuple(_shown(track) for track in heard.tracks),
+        notes=heard.notes,
+        spans=((0.0, end),),
+    )
+
+
+def _shown(track: str) -> str:
+    """A track's name as text that can be stored: it may be in any encoding."""
+    return " ".join(track.replace("\x00", " ").encode("utf-8", "replace").decode().split())
+
+
 def _title(landed: Landed, tune: Tune) -> str | None:
-    """The title; where the file gives none, or its own name for one, the number of a work of Bach."""
+    """The title that the source tells, or the file; where that is its own name, the number of a work of Bach."""
+    if landed.meta.get("title"):
+        return str(landed.meta["title"])
     path = PurePosixPath(landed.name)
     if tune.title and tune.title != path.name:
         return tune.title
@@ -128,29 +192,36 @@ def _title(landed: Landed, tune: Tune) -> str | None:
 
 
 def _piece_id(landed: Landed, tune: Tune) -> str:
-    """``bach/bwv1.6``; in a file of many tunes ``nottingham-dataset/reelsa-c#80``."""
+    """``bach/bwv1.6``; in a file of many tunes ``nottingham-dataset/reelsa-c#80``; ``maestro/2018/x.midi``.
+
+    Of other sources nobody knows that their files differ in more than the suffix, or from music21's.
+    """
+    if landed.meta["source"] != "music21_corpus":
+        return f"{landed.meta['source']}/{landed.name}"
     stem = str(PurePosixPath(landed.name).with_suffix(""))
     return stem if tune.number is None else f"{stem}#{tune.number}"
 
 
-def _keys_of(sql: Any, resource: str, paths: list[str]) -> dict[str, list[tuple[Any, ...]]]:
-    """Keys of the rows that were derived from these paths before, so far as they still stand."""
-    columns = ("piece_id",) if resource == "pieces" else ("piece_id", "note")
-    table = "notes_pieces" if resource == "pieces" else "notes"
-    pieces = "select piece_id from raw.notes_pieces where path = any(%s)"
-    sql.execute(
-        f"""
-        select distinct {", ".join(columns)} from raw.{table} where not _deleted and piece_id in ({pieces})
-        order by {", ".join(columns)}
-        """,
-        (paths,),
-    )
-    keys = sql.fetchall()
-    sql.execute("select distinct piece_id, path from raw.notes_pieces where path = any(%s)", (paths,))
-    path_of = dict(sql.fetchall())
+def _keys_of(context: Context, source: str, paths: list[str]) -> dict[str, list[tuple[Any, ...]]]:
+    """Keys of the rows that were derived from these scores before, so far as they still stand."""
+    pieces = context.resource.name == "pieces"
+    columns = "d.piece_id" if pieces else "d.piece_id, d.note"
     grouped: dict[str, list[tuple[Any, ...]]] = {}
-    for key in keys:
-        grouped.setdefault(path_of[key[0]], []).append(tuple(key))
+    with closing(context.warehouse()) as db, db, db.cursor() as sql:
+        sql.execute(
+            f"""
+            select distinct p.path, {columns}
+            from (
+                select distinct piece_id, path from raw.notes_pieces where source = %s and path = any(%s)
+            ) as p
+            join raw.{"notes_pieces" if pieces else "notes"} as d on d.piece_id = p.piece_id
+            where not d._deleted
+            order by p.path, {columns}
+            """,
+            (source, paths),
+        )
+        for path, *key in sql:
+            grouped.setdefault(path, []).append(tuple(key))
     return grouped
 
 
@@ -161,7 +232,7 @@ SOURCE = Source(
     description="Pieces and notes, read out of the scores that have landed and passed their audit.",
     licence="that of the score",
     cadence="",
-    after=(UPSTREAM,),
+    after=tuple(UPSTREAMS),
     resources=(
         Resource(
             name="pieces",
@@ -172,7 +243,7 @@ SOURCE = Source(
             description="A piece of music: a score, or one tune of a tune book.",
             schema=pa.schema(
                 [
-                    describe("piece_id", pa.string(), "path without its suffix; in a tune book #number", required=True),
+                    describe("piece_id", pa.string(), "path, with #number in a tune book", required=True),
                     describe("source", pa.string(), "source of the score", required=True),
                     describe("path", pa.string(), "path of the score in its source", required=True),
                     describe("number", pa.int64(), "reference number in a tune book"),

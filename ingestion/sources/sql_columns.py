@@ -1,7 +1,7 @@
 """Columns of somebody else's table: what their types become here, what a change of them means, and rows as Arrow.
 
 A value that is not of its column's type (SQLite keeps anything anywhere) lands beside the row as text, and the record
-goes to quarantine when the page is parsed.
+goes to quarantine when the page is parsed. Decimals and JSON land as text: no type of Arrow holds every one of them.
 """
 
 from __future__ import annotations
@@ -205,13 +205,16 @@ def _double(value: Any) -> float:
 
 
 def _numeric(value: Any) -> Decimal:
+    """Without zeros at its end: the same number is the same text, whatever the column's scale."""
     if isinstance(value, (Decimal, int, float, str)) and not isinstance(value, bool):
         try:
             number = Decimal(repr(value) if isinstance(value, float) else value)
         except InvalidOperation:
             raise _Misfit from None
         if number.is_finite() and abs(number.adjusted()) < 1_000:
-            return number
+            text = format(number, "f")
+            text = text.rstrip("0").rstrip(".") if "." in text else text
+            return Decimal("0" if text in ("-0", "") else text)
     raise _Misfit
 
 
@@ -293,7 +296,9 @@ def encode(columns: Sequence[Column], rows: Sequence[Sequence[Any]]) -> bytes:
                 values.append(None)
                 shown = f"is no {column.kind}: {ascii(row[index])[:60]}"
                 misfits.setdefault(number, {})[column.name] = shown
-        arrays.append(_array(column.kind, values))
+        if column.kind == "numeric":
+            values = [None if value is None else format(value, "f") for value in values]
+        arrays.append(pa.array(values, pa.string() if column.kind in ("numeric", "json") else KINDS[column.kind]))
     fields = [
         pa.field(column.name, array.type, metadata={"kind": column.kind, "of": column.of})
         for column, array in zip(columns, arrays, strict=True)
@@ -307,20 +312,6 @@ def encode(columns: Sequence[Column], rows: Sequence[Sequence[Any]]) -> bytes:
     with pa.ipc.new_stream(sink, batch.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
         writer.write_batch(batch)
     return bytes(sink.getvalue())
-
-
-def _array(kind: str, values: list[Any]) -> pa.Array:
-    if kind == "json":
-        return pa.array(values, pa.string())
-    if kind != "numeric":
-        return pa.array(values, KINDS[kind])
-    numbers = [value.as_tuple() for value in values if value is not None]
-    scale = max((max(0, -int(number.exponent)) for number in numbers), default=0)
-    whole = max((len(number.digits) + int(number.exponent) for number in numbers), default=0)
-    digits = max(1, scale + max(0, whole))
-    if digits > 76:  # more than Arrow's widest decimal
-        return pa.array([None if value is None else format(value, "f") for value in values], pa.string())
-    return pa.array(values, pa.decimal128(digits, scale) if digits <= 38 else pa.decimal256(digits, scale))
 
 
 def decode(body: bytes) -> Iterator[Record | Bad]:
@@ -339,17 +330,9 @@ def decode(body: bytes) -> Iterator[Record | Bad]:
             record = {name: value for name, value in row.items() if value is not None}
             for name in numeric:
                 if name in record:
-                    record[name] = plain(Decimal(record[name]))
+                    record[name] = Decimal(record[name])
             if misfit:
                 said: dict[str, str] = json.loads(misfit)
                 yield Bad(record | said, "; ".join(f"{name} {what}" for name, what in said.items()))
             else:
                 yield record
-
-
-def plain(number: Decimal) -> Decimal:
-    """A decimal without zeros at its end: the same number is the same text, whatever the page's or column's scale."""
-    text = format(number, "f")
-    if "." in text:
-        text = text.rstrip("0").rstrip(".")
-    return Decimal("0" if text in ("-0", "") else text)

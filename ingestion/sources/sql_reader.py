@@ -6,15 +6,16 @@ Every failure is one sentence, and no password is in it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 from urllib.parse import quote, quote_plus
 
 import sqlalchemy as sa
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from ingestion import rows
 from ingestion.sources import sql_columns
@@ -23,31 +24,89 @@ from storage.errors import Problem
 
 Mode = Literal["append", "merge", "replace"]
 LAG_SECONDS, LAG_VALUES = 300, 1_000
+LARGE = 16 << 20  # bytes, about, at which a page ends before it has all of its rows
 LONGEST_NAME = 41  # raw's name of the table is longer by the name of the source
 NUMBERS, TIMES = ("bigint", "numeric"), ("timestamp", "timestamptz", "date")
+STREAMED = {"stream_results": True}  # by a cursor of the server
+Row = tuple[Any, ...]
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table as a person has listed it."""
+def _listed(value: object) -> object:
+    """A list of names, or one alone."""
+    names = [value] if isinstance(value, str) else value
+    return tuple(dict.fromkeys(names)) if isinstance(names, list) and all(isinstance(n, str) for n in names) else value
 
-    name: str
-    url: sa.URL = field(repr=False)
-    table: str
-    schema: str | None
-    key: tuple[str, ...]
-    cursor: tuple[str, ...]
-    mode: Mode
-    lag: float | None
-    batch: int
-    drift: Drift
-    columns: tuple[str, ...]
-    deletions: timedelta
+
+def _read(value: object) -> object:
+    """The URL of a database; of a file so that SQLite makes no new one where there is none, and writes to none."""
+    try:
+        url = sa.make_url(value) if isinstance(value, str) else None
+    except (sa.exc.ArgumentError, ValueError):
+        url = None
+    if url is None:
+        raise ValueError("is no SQLAlchemy URL")
+    if url.get_backend_name() != "sqlite":
+        return url
+    if not url.database or not Path(url.database).is_absolute():
+        raise ValueError("names no file by its whole path")
+    if not Path(url.database).is_file():
+        raise ValueError(f"is of a file that is not there: {url.database}")
+    return url.set(database=f"file:{quote(url.database)}", query={"mode": "ro", "uri": "true"})
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+
+
+class Table(BaseModel):
+    """A table as a person has listed it: the options and what they mean."""
+
+    model_config = ConfigDict(frozen=True, strict=True, arbitrary_types_allowed=True)
+
+    name: str = Field(min_length=1, max_length=LONGEST_NAME, pattern=rows.NAME.pattern.removesuffix("\\Z"))
+    url: Annotated[sa.URL, BeforeValidator(_read)] = Field(
+        repr=False,
+        description="SQLAlchemy URL of the database: postgresql+psycopg2://user:password@host/database, "
+        "sqlite:////folder/file.db",
+    )
+    table: str = Field(
+        min_length=1, description="the table or view, with its schema where that is not the default: sales.orders"
+    )
+    key: Names = Field(min_length=1, description="list of the columns that name a row")
+    cursor: Names = Field(
+        (),
+        description="list of one or two columns that grow with every change: of times, numbers or texts; "
+        "not for replace",
+    )
+    mode: Mode = Field(
+        "merge", description="merge (rows change), append (rows are only added) or replace (read whole each time)"
+    )
+    lag: float | None = Field(
+        None,
+        ge=0,
+        lt=1e9,
+        description="how late a row may be committed: seconds before now for times "
+        f"({LAG_SECONDS} if not given), values below the newest for numbers ({LAG_VALUES:,})",
+    )
+    batch: int = Field(10_000, ge=1, description="rows of a page at most")
+    drift: Drift = Field(
+        "evolve",
+        description="columns that change: evolve (taken), freeze (refused, nothing is loaded) or discard (left out)",
+    )
+    columns: Names = Field((), description="list of the columns to take; all without it")
+    deletions: float = Field(
+        24, ge=0, lt=1e6, description="hours between two comparisons of all keys, in mode merge; 0 = never"
+    )
+
+    @property
+    def place(self) -> tuple[str | None, str]:
+        """The schema, where one is named, and the name there."""
+        schema, _, name = self.table.rpartition(".")
+        return schema or None, name
 
     @property
     def identity(self) -> str:
         """What a position in the table depends on."""
-        return json.dumps([self.schema, self.table, self.key, self.cursor, self.mode])
+        return json.dumps([*self.place, self.key, self.cursor, self.mode])
 
     @property
     def order(self) -> tuple[str, ...]:
@@ -55,104 +114,40 @@ class Table:
         return tuple(dict.fromkeys((*self.cursor, *self.key)))
 
 
+OPTIONS = {name: str(field.description) for name, field in Table.model_fields.items() if name != "name"}
+
+
 def defined(name: str, values: object) -> Table:
     """A table of the options file. Raises Problem that names the table and what is wrong with it."""
     where = f"sources.sql_table.tables.{name}"
-    if rows.NAME.match(name) is None or len(name) > LONGEST_NAME:
-        raise Problem(
-            f"{where}: {name!r} is no name for a table",
-            f"Begin with a letter, go on with a-z, 0-9 and _, at most {LONGEST_NAME} characters",
-        )
     if not isinstance(values, Mapping):
         raise Problem(f"{where} is no table of options", f"Write [{where}] with url, table and key")
     unknown = values.keys() - OPTIONS.keys()
     if unknown:
         raise Problem(f"{where} has no option {min(unknown)}", f"Its options: {', '.join(OPTIONS)}")
-    for option in ("url", "table", "key"):
-        if not values.get(option):
-            raise Problem(f"{where}: {option} is missing", f"{option}: {OPTIONS[option]}")
-    schema, _, table = _text(where, values, "table").rpartition(".")
-    found = Table(
-        name=name,
-        url=_url(where, _text(where, values, "url")),
-        table=table,
-        schema=schema or None,
-        key=_names(where, values, "key"),
-        cursor=_names(where, values, "cursor"),
-        mode=_choice(where, values, "mode", get_args(Mode), "merge"),
-        lag=_number(where, values, "lag", None),
-        batch=int(_number(where, values, "batch", 10_000) or 1),
-        drift=_choice(where, values, "drift", get_args(Drift), "evolve"),
-        columns=_names(where, values, "columns"),
-        deletions=timedelta(hours=_number(where, values, "deletions", 24) or 0),
-    )
-    if found.mode != "replace" and not 1 <= len(found.cursor) <= 2:
+    try:
+        table = Table.model_validate({**values, "name": name})
+    except ValidationError as error:
+        wrong = error.errors(include_url=False, include_input=False)[0]
+        option, what = str(wrong["loc"][0]), wrong["msg"]
+        if option == "name":
+            raise Problem(
+                f"{where}: {name!r} is no name for a table",
+                f"Begin with a letter, go on with a-z, 0-9 and _, at most {LONGEST_NAME} characters",
+            ) from None
+        said = {"missing": "is missing", "value_error": what.removeprefix("Value error, ")}
         raise Problem(
-            f"{where}: the mode {found.mode} needs a cursor of one or two columns",
+            f"{where}: {option} {said.get(wrong['type'], f'cannot be so: {what}')}", f"{option}: {OPTIONS[option]}"
+        ) from None
+    if table.mode != "replace" and not 1 <= len(table.cursor) <= 2:
+        raise Problem(
+            f"{where}: the mode {table.mode} needs a cursor of one or two columns",
             'Set cursor = ["updated_at", "id"], or mode = "replace" for a table that says no times',
         )
-    missing = set(found.order) - set(found.columns) if found.columns else set()
+    missing = set(table.order) - set(table.columns) if table.columns else set()
     if missing:
         raise Problem(f"{where}: columns leaves out {min(missing)}, which key or cursor need", "Add it")
-    return found
-
-
-OPTIONS = {
-    "url": "SQLAlchemy URL of the database, such as postgresql+psycopg2://user:password@host/database",
-    "table": "the table or view, with its schema where that is not the default: sales.orders",
-    "key": "list of the columns that name a row",
-    "cursor": "list of one or two columns that grow with every change: of times, numbers or texts; not for replace",
-    "mode": "merge (rows change), append (rows are only added) or replace (read whole each time)",
-    "lag": "how late a row may be committed: seconds before now for times, values below the newest for numbers",
-    "batch": "rows of a page at most",
-    "drift": "columns that change: evolve (taken), freeze (refused, nothing is loaded) or discard (left out)",
-    "columns": "list of the columns to take; all without it",
-    "deletions": "hours between two comparisons of all keys, in mode merge; 0 = never",
-}
-
-
-def _text(where: str, values: Mapping[str, Any], option: str) -> str:
-    value = values[option]
-    if not isinstance(value, str):
-        raise Problem(f"{where}: {option} is no text", f"{option}: {OPTIONS[option]}")
-    return value
-
-
-def _names(where: str, values: Mapping[str, Any], option: str) -> tuple[str, ...]:
-    value = values.get(option, [])
-    value = [value] if isinstance(value, str) else value
-    if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
-        raise Problem(f"{where}: {option} is no list of names", f"{option}: {OPTIONS[option]}")
-    return tuple(dict.fromkeys(value))
-
-
-def _number(where: str, values: Mapping[str, Any], option: str, default: float | None) -> float | None:
-    value = values.get(option, default)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1e9):
-        raise Problem(f"{where}: {option} is no number from 0", f"{option}: {OPTIONS[option]}")
-    return value
-
-
-def _choice(where: str, values: Mapping[str, Any], option: str, choices: tuple[Any, ...], default: Any) -> Any:
-    value = values.get(option, default)
-    if value not in choices:
-        raise Problem(f"{where}: there is no {option} {value!r}", f"There are: {', '.join(choices)}")
-    return value
-
-
-def _url(where: str, text: str) -> sa.URL:
-    try:
-        url = sa.make_url(text)
-    except (sa.exc.ArgumentError, ValueError):
-        raise Problem(f"{where}: url is no SQLAlchemy URL", f"url: {OPTIONS['url']}") from None
-    if url.get_backend_name() == "sqlite":
-        if not url.database or not Path(url.database).is_absolute():
-            raise Problem(f"{where}: url names no file by its whole path", "Write sqlite:////folder/file.db")
-        if not Path(url.database).is_file():
-            raise Problem(f"{where}: there is no file {url.database}", "Mend the url")
-        # by this form of the name SQLite makes no new file where there is none, and writes to none
-        return url.set(database=f"file:{quote(url.database)}", query={"mode": "ro", "uri": "true"})
-    return url
+    return table
 
 
 @dataclass(frozen=True)
@@ -161,6 +156,8 @@ class Reader:
 
     table: Table
     db: sa.Connection
+    now: datetime  # when it was opened, by its own clock
+    ahead: timedelta  # of UTC: the zone that it has by default
     kinds: dict[str, str]  # column -> kind
     expressions: dict[str, sa.ColumnElement[Any]]
     filled: frozenset[str]  # columns declared as not null
@@ -168,43 +165,52 @@ class Reader:
 
     @property
     def source(self) -> sa.TableClause:
-        return sa.table(self.table.table, *map(sa.column, self.kinds), schema=self.table.schema)
+        schema, name = self.table.place
+        return sa.table(name, *map(sa.column, self.kinds), schema=schema)
 
     def scalar(self, statement: sa.Select[Any]) -> Any:
         found = self.db.execute(statement).scalar()
         self.db.rollback()  # no transaction stays open between two statements
         return found
 
-    def page(self, columns: Sequence[Column], after: Sequence[Any] | None, limit: int) -> list[tuple[Any, ...]]:
-        """Rows after a position, in the cursor's order: the columns' values, then those of the order as they are."""
+    def page(self, columns: Sequence[Column], after: Sequence[Any] | None) -> tuple[list[Row], bool]:
+        """Rows after a position, and whether they were the last.
+
+        In the cursor's order: of each the columns' values, then those of the order as they are.
+        """
         order: list[sa.ColumnClause[Any]] = [sa.column(name) for name in self.table.order]
         statement = sa.select(*self._selected(columns), *(c.label(f"at_{i}") for i, c in enumerate(order)))
-        statement = statement.select_from(self.source).order_by(*order).limit(limit)
+        statement = statement.select_from(self.source).order_by(*order).limit(self.table.batch)
         if after is not None:
             statement = statement.where(_after(order, after))
-        with _values_of(self.table):
-            found = [tuple(row) for row in self.db.execute(statement)]
-        self.db.rollback()
-        return found
+        with closing(self._batches(statement)) as batches:
+            batch = next(batches, [])
+            return batch, len(batch) < self.table.batch and next(batches, None) is None
 
-    def whole(self, columns: Sequence[Column], limit: int) -> Iterator[list[tuple[Any, ...]]]:
+    def whole(self, columns: Sequence[Column]) -> Generator[list[Row]]:
         """All rows, by one statement, in the key's order and in batches: one state of the table."""
         statement = sa.select(*self._selected(columns)).select_from(self.source)
-        statement = statement.order_by(*map(sa.column, self.table.key))
-        options = {"stream_results": True, "max_row_buffer": limit}
-        with _values_of(self.table):
-            result = self.db.execute(statement, execution_options=options)
-        with result:
-            while True:
-                with _values_of(self.table):
-                    batch = [tuple(row) for row in result.fetchmany(limit)]
-                if not batch:
-                    break
-                yield batch
-        self.db.rollback()
+        return self._batches(statement.order_by(*map(sa.column, self.table.key)))
 
     def _selected(self, columns: Sequence[Column]) -> list[sa.ColumnElement[Any]]:
         return [self.expressions[column.of].label(f"c_{i}") for i, column in enumerate(columns)]
+
+    def _batches(self, statement: sa.Select[Any]) -> Generator[list[Row]]:
+        """Rows as the server sends them: as many as a page has, or as have some bytes. No more are in memory."""
+        batch: list[Row] = []
+        size = 0
+        try:
+            with _values_of(self.table), self.db.execute(statement, execution_options=STREAMED) as found:
+                for row in found:
+                    batch.append(tuple(row))
+                    size += sum(len(value) for value in row if isinstance(value, (str, bytes, memoryview)))
+                    if len(batch) >= self.table.batch or size >= LARGE:
+                        yield batch
+                        batch, size = [], 0
+            if batch:
+                yield batch
+        finally:
+            self.db.rollback()
 
     def check_order(self) -> None:
         """Raise Problem where a row could not be found by the order, or two could not be told apart."""
@@ -235,46 +241,54 @@ class Reader:
                 "Name the columns that tell rows apart in `key`",
             )
 
-    def first_young(self, kind: str) -> Any:
+    def moment(self, value: Any) -> Any:
+        """The value of the first cursor column as what it is declared to be.
+
+        Raises Problem for another: SQLite takes any, and behind one that is out of order nothing would be found.
+        """
+        name = self.table.cursor[0]
+        try:
+            return sql_columns.converted(self.kinds[name], value)
+        except (ValueError, OverflowError):
+            raise Problem(
+                f"{self.table.name}: the cursor column {name} holds {ascii(value)[:60]}, no {self.kinds[name]}",
+                "Mend the value, or take another cursor",
+            ) from None
+
+    def first_young(self) -> Any:
         """The value of the first cursor column from which on rows are younger than the lag; None: there is no lag."""
+        name, lag = self.table.cursor[0], self.table.lag
+        kind = self.kinds[name]
         if kind in NUMBERS:
-            newest = self.scalar(sa.select(sa.func.max(sa.column(self.table.cursor[0]))).select_from(self.source))
-            lag = LAG_VALUES if self.table.lag is None else int(self.table.lag)
-            try:
-                newest = sql_columns.converted(kind, newest)
-            except (ValueError, OverflowError):
-                raise Problem(
-                    f"{self.table.name}: the cursor column {self.table.cursor[0]} holds {newest!r:.60}, no {kind}",
-                    "Mend the value, or take another cursor",
-                ) from None
-            return newest - lag + 1 if newest is not None and lag else None
-        if kind not in TIMES:
+            newest = self.scalar(sa.select(sa.func.max(sa.column(name))).select_from(self.source))
+            values = LAG_VALUES if lag is None else int(lag)
+            return self.moment(newest) - values if newest is not None and values else None
+        if kind not in TIMES or lag == 0:
             return None
-        lag_seconds = LAG_SECONDS if self.table.lag is None else self.table.lag
-        aware, local = self._clock()
+        bound = self.now - timedelta(seconds=LAG_SECONDS if lag is None else lag)
         if kind == "timestamptz":
-            return aware - timedelta(seconds=lag_seconds) if lag_seconds else None
+            return bound
         # a time without a zone may be meant in UTC or in the server's zone: the earlier of the two reads rows again,
         # the later would miss some
-        naive = min(aware.replace(tzinfo=None), local) - timedelta(seconds=lag_seconds)
-        return None if not lag_seconds else naive.date() if kind == "date" else naive
+        naive = bound.replace(tzinfo=None) + min(self.ahead, timedelta())
+        return naive.date() if kind == "date" else naive
 
-    def _clock(self) -> tuple[datetime, datetime]:
-        """The server's time: in UTC, and as its clock on the wall shows it."""
-        aware: Any
-        local: Any
-        backend = self.db.engine.url.get_backend_name()
-        if backend == "postgresql":
-            aware, local = self.db.exec_driver_sql("select clock_timestamp(), localtimestamp").one()
-        elif backend == "sqlite":
-            times = self.db.exec_driver_sql("select datetime('now'), datetime('now', 'localtime')").one()
-            aware, local = (datetime.fromisoformat(str(time)) for time in times)
-        else:
-            now: Any = self.db.execute(sa.select(sa.func.current_timestamp())).scalar_one()
-            aware = local = now
-        self.db.rollback()
-        aware = aware.astimezone(UTC) if aware.tzinfo else aware.replace(tzinfo=UTC)
-        return aware, local.replace(tzinfo=None)
+
+def _clock(db: sa.Connection) -> tuple[datetime, timedelta]:
+    """The time there, and how far the zone of its clock on the wall is ahead of UTC."""
+    now: Any
+    wall: Any
+    db.rollback()
+    if db.dialect.name == "postgresql":
+        db.exec_driver_sql("set local timezone to default")
+        now, wall = db.exec_driver_sql("select now, now::timestamp from clock_timestamp() as now").one()
+    elif db.dialect.name == "sqlite":
+        times = db.exec_driver_sql("select datetime('now') || 'Z', datetime('now', 'localtime')").one()
+        now, wall = (datetime.fromisoformat(str(time)) for time in times)
+    else:  # its time may have no zone: then our own clock tells which it is in
+        now, wall = datetime.now(UTC), db.execute(sa.select(sa.func.current_timestamp())).scalar_one()
+    db.rollback()
+    return now.astimezone(UTC), wall.replace(tzinfo=UTC) - now
 
 
 def _after(order: Sequence[sa.ColumnClause[Any]], position: Sequence[Any]) -> sa.ColumnElement[bool]:
@@ -298,8 +312,10 @@ def opened(table: Table) -> Iterator[Reader]:
         engine = sa.create_engine(table.url, poolclass=sa.NullPool, connect_args=_arguments(table.url))
         if engine.dialect.is_async:
             raise Problem(f"{table.name}: the driver {table.url.drivername} is asynchronous", "Name another one")
-        if table.url.get_backend_name() == "sqlite":
+        if engine.dialect.name == "sqlite":
             sa.event.listen(engine, "connect", _read_any_bytes)
+        if engine.dialect.name == "postgresql":
+            sa.event.listen(engine, "begin", _only_read_in_utc)
         with engine.connect() as db:
             yield _looked_at(table, db)
     except sa.exc.NoSuchModuleError:
@@ -330,10 +346,16 @@ def _values_of(table: Table) -> Iterator[None]:
 
 
 def _arguments(url: sa.URL) -> dict[str, Any]:
-    if url.get_dialect().driver == "psycopg2" and "options" not in url.query:
-        options = "-c default_transaction_read_only=on -c timezone=UTC"
-        return {"connect_timeout": 10, "application_name": "lyrebird", "options": options}
-    return {}
+    libpq = url.get_dialect().driver in ("psycopg2", "psycopg")
+    return {"connect_timeout": 10, "application_name": "lyrebird"} if libpq else {}
+
+
+def _only_read_in_utc(db: sa.Connection) -> None:
+    """For one transaction, so that whoever gets the connection of a pooler next finds it as it was.
+
+    In another zone the last moment of 9999 may be in the year 10000, for which Python has no time.
+    """
+    db.exec_driver_sql("select set_config('timezone', 'UTC', true), set_config('transaction_read_only', 'on', true)")
 
 
 def _read_any_bytes(connection: Any, _record: object) -> None:
@@ -352,18 +374,19 @@ def _without_secrets(text: str, url: sa.URL) -> str:
 def _looked_at(table: Table, db: sa.Connection) -> Reader:
     """The table as its database describes it now."""
     inspector = sa.inspect(db)
-    if not inspector.has_table(table.table, table.schema):
-        there = sorted(inspector.get_table_names(table.schema) + inspector.get_view_names(table.schema))
+    schema, of = table.place
+    if not inspector.has_table(of, schema):
+        there = sorted(inspector.get_table_names(schema) + inspector.get_view_names(schema))
         raise Problem(
-            f"{table.name}: there is no table {table.table}" + (f" in {table.schema}" if table.schema else ""),
+            f"{table.name}: there is no table {of}" + (f" in {schema}" if schema else ""),
             f"There are: {', '.join(there[:20]) or 'none'}" + (" and more" if len(there) > 20 else ""),
         )
-    described = {column["name"]: column for column in inspector.get_columns(table.table, table.schema)}
+    described = {column["name"]: column for column in inspector.get_columns(of, schema)}
     for role in ("key", "cursor", "columns"):
         missing = [name for name in getattr(table, role) if name not in described]
         if missing:
             raise Problem(
-                f"{table.name}: {table.table} has no column {missing[0]}, which `{role}` names",
+                f"{table.name}: {of} has no column {missing[0]}, which `{role}` names",
                 f"It has: {', '.join(described)}",
             )
     taken = {name: described[name] for name in table.columns or described}
@@ -374,13 +397,13 @@ def _looked_at(table: Table, db: sa.Connection) -> Reader:
                 f"{table.name}: the cursor column {name} is of type {described[name]['type']}",
                 "Take a column of times, whole numbers or texts",
             )
-    unique = [set(inspector.get_pk_constraint(table.table, table.schema)["constrained_columns"])]
-    unique += [set(one["column_names"]) for one in inspector.get_unique_constraints(table.table, table.schema)]
+    unique = [set(inspector.get_pk_constraint(of, schema)["constrained_columns"])]
+    unique += [set(one["column_names"]) for one in inspector.get_unique_constraints(of, schema)]
     filled = frozenset(name for name, column in described.items() if not column["nullable"])
-    db.rollback()
     return Reader(
         table,
         db,
+        *_clock(db),
         kinds,
         {name: _expression(column["type"], name, db) for name, column in taken.items()},
         # SQLite lets a primary key hold NULL, whatever it says

@@ -17,7 +17,7 @@ import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -31,14 +31,15 @@ from ingestion import rows
 from ingestion.contract import Bad, Context, Cursor, Gone, Landed, Page, Record, Resource, Source
 from ingestion.sources import sql_columns
 from ingestion.sources.sql_columns import Agreement, Column, raw_name
-from ingestion.sources.sql_reader import LONGEST_NAME, OPTIONS, Mode, Reader, defined, opened
+from ingestion.sources.sql_reader import LONGEST_NAME, OPTIONS, Mode, Reader, Row, defined, opened
 from storage import settings as given
+from storage import warehouse
 from storage.errors import Problem
 
 NAME = "sql_table"
 DOMAINS = ("birds", "music", "text")
 ARROW = "application/vnd.apache.arrow.stream"
-FEW, SMALL, LARGE = 500, 4 << 20, 16 << 20  # rows of the first page; bytes of a page, below and above which it changes
+ANY_TEXT = ("utf-8", "surrogatepass")
 YOUNG = 1_000  # pages of rows within the lag that are remembered
 
 
@@ -77,7 +78,7 @@ def _whole(reader: Reader, agreed: Agreement, before: Cursor, base: Cursor) -> I
     with TemporaryDirectory(prefix="lyrebird-") as folder:
         paths: list[Path] = []
         state = hashlib.sha256()
-        for batch in reader.whole(columns, min(reader.table.batch, FEW)):
+        for batch in reader.whole(columns):
             body = sql_columns.encode(columns, batch)
             state.update(hashlib.sha256(body).digest())
             paths.append(Path(folder) / f"{len(paths):08d}")
@@ -101,9 +102,10 @@ def _changed(
     compared = before.get("compared")
     position = {"at": before.get("at"), "young": before.get("young", [])}
     base = base | {"compared": compared or now.isoformat()}
-    due = compared is not None and datetime.fromisoformat(compared) + table.deletions <= now
-    if table.mode == "merge" and table.deletions and due:
+    every = timedelta(hours=table.deletions)
+    if table.mode == "merge" and every and compared and datetime.fromisoformat(compared) + every <= now:
         base = base | {"compared": now.isoformat()}
+        position["young"] = []  # a row that is gone may come back as it was
         yield from _compared(reader, agreed, base | position, context)
     yield from _newer(reader, agreed, position, base)
 
@@ -111,57 +113,47 @@ def _changed(
 def _newer(reader: Reader, agreed: Agreement, start: Cursor, base: Cursor) -> Iterator[Page]:
     """Pages of rows behind the position, but for those that were read just so the last time.
 
-    The first young row begins a page, and the next time reads on from the last old one: equal rows make equal pages.
+    The next time reads on from the last row that is not young: from there, equal rows make equal pages.
     """
     table, columns = reader.table, _given(agreed)
-    kind = reader.kinds[table.cursor[0]]
-    first_young = reader.first_young(kind)
-    at = start["at"]
-    position: Sequence[Any] | None = _values(at)
-    young: list[str] | None = None  # digests of the pages of young rows, once there are some
-    limit = few = min(FEW, table.batch)
+    at, digests = start["at"], list[str]()
     meta = {"changes": agreed.changes} if agreed.changes else {}
-    number = 0
-    while True:
-        batch = reader.page(columns, position, limit)
-        cut = None if young is not None else _first(batch, len(columns), kind, first_young)
-        ended = cut is None and len(batch) < limit
+    for number, (batch, young) in enumerate(_batches(reader, columns, _values(at))):
+        body = sql_columns.encode(columns, [row[: len(columns)] for row in batch])
+        digest = hashlib.sha256(body).hexdigest()[:16]
+        last = batch[-1][len(columns) :]
+        if not young:
+            at = _stored(last)
+        else:
+            digests.append(digest)
+        if start["young"][number : number + 1] != [digest]:
+            young_pages = [*digests, *start["young"][number + 1 :]]  # those that follow may be as they were
+            name = f"{table.name}, to {', '.join(map(str, last))}"
+            yield Page(name, body, base | {"at": at, "young": young_pages[:YOUNG]}, ARROW, meta)
+            meta = {}
+
+
+def _batches(
+    reader: Reader, columns: Sequence[Column], position: Sequence[Any] | None
+) -> Iterator[tuple[Sequence[Row], bool]]:
+    """Rows behind the position, and whether they are young. The first young one begins a batch."""
+    bound = reader.first_young()
+    young = ended = False
+    while not ended:
+        batch, ended = reader.page(columns, position)
+        moments = [reader.moment(row[len(columns)]) for row in batch]
+        cut = next((i for i, moment in enumerate(moments) if not young and bound is not None and moment >= bound), None)
         if cut is not None:
-            batch, young = batch[:cut], []
+            batch, ended = batch[:cut], False
         if batch:
-            body = sql_columns.encode(columns, [row[: len(columns)] for row in batch])
-            name = f"{table.name}, after {', '.join(map(str, position)) if position else 'none'}"
-            position = last = batch[-1][len(columns) :]
-            digest = hashlib.sha256(body).hexdigest()[:16]
-            if young is None or cut is not None:
-                at = _stored(last)
-            elif len(young) < YOUNG:
-                young.append(digest)
-            if number >= len(start["young"]) or start["young"][number] != digest:
-                yield Page(name, body, base | {"at": at, "young": list(young or [])}, ARROW, meta)
-                meta = {}
-            number += 1
-            if len(body) < SMALL:
-                limit = min(2 * limit, table.batch)
-            elif len(body) > LARGE:
-                limit = max(limit // 2, 1)
-        if ended:
-            return
-        if cut is not None:
-            limit = few
-
-
-def _first(batch: Sequence[Sequence[Any]], place: int, kind: str, bound: Any) -> int | None:
-    """Number of the first row whose value at ``place`` has reached the bound."""
-    if bound is None:
-        return None
-    for number, row in enumerate(batch):
-        try:
-            if sql_columns.converted(kind, row[place]) >= bound:
-                return number
-        except (ValueError, OverflowError):
-            continue
-    return None
+            yield batch, young
+            before, position = position, batch[-1][len(columns) :]
+            if position == before and not ended:  # the driver rounds them
+                raise Problem(
+                    f"{reader.table.name}: more than a page of rows have the values {', '.join(map(str, position))}",
+                    "Name columns in `cursor` and `key` that tell them apart, or set a larger `batch`",
+                )
+        young = young or cut is not None
 
 
 def _compared(reader: Reader, agreed: Agreement, cursor: Cursor, context: Context) -> Iterator[Page | Gone]:
@@ -169,21 +161,16 @@ def _compared(reader: Reader, agreed: Agreement, cursor: Cursor, context: Contex
     table = reader.table
     by_name = {column.of: column for column in agreed.columns if column.given}
     columns = [by_name[name] for name in table.key]
-    raw = f'raw."{NAME}_{table.name}"'
     with closing(context.warehouse()) as db, db, db.cursor() as sql:
         sql.execute("create temporary table there (key text) on commit drop")
-        for batch in reader.whole(columns, table.batch):
-            found = [record for record in sql_columns.decode(sql_columns.encode(columns, batch)) if record]
-            keys = [
-                rows.key_text(tuple(map(record.get, (column.name for column in columns))))
-                for record in found
-                if isinstance(record, dict)
-            ]
-            sql.copy_expert("copy there from stdin", io.StringIO("".join(rows.copy_line([key]) for key in keys)))
+        for batch in reader.whole(columns):
+            found = (one for one in sql_columns.decode(sql_columns.encode(columns, batch)) if isinstance(one, dict))
+            keys = (rows.key_text(tuple(record.get(column.name) for column in columns)) for record in found)
+            sql.copy_expert("copy there from stdin", io.StringIO("".join(f"{_digest(key)}\n" for key in keys)))
         sql.execute("create index on there (key)")
         sql.execute("analyze there")
         sql.execute("select count(*), count(distinct key) from there")
-        count, distinct = sql.fetchone() or (0, 0)
+        count, distinct = warehouse.first(sql)
         if distinct < count:
             raise Problem(
                 f"{table.name}: the key ({', '.join(table.key)}) is not unique: {count - distinct:,} rows share theirs",
@@ -197,11 +184,11 @@ def _compared(reader: Reader, agreed: Agreement, cursor: Cursor, context: Contex
             vanished.execute(
                 f"""
                 select _key from (
-                    select distinct on (r._key) r._key, r._deleted from {raw} as r
+                    select distinct on (r._key) r._key, r._deleted from raw."{NAME}_{table.name}" as r
                     join ops.load as l on l.source = %s and l.load = r._load and l.state <> 'rejected'
                     order by r._key, r._load desc, r._position desc
                 ) as here
-                where not _deleted and not exists (select from there where there.key = here._key)
+                where not _deleted and not exists (select from there where there.key = md5(here._key))
                 order by _key
                 """,
                 (NAME,),
@@ -219,6 +206,11 @@ def _compared(reader: Reader, agreed: Agreement, cursor: Cursor, context: Contex
     )
 
 
+def _digest(key: str) -> str:
+    """A key in little room, as PostgreSQL's md5() has it: a key may be long, or hold what no text there can."""
+    return hashlib.md5(key.encode(), usedforsecurity=False).hexdigest()
+
+
 def parse(page: Landed) -> Iterator[Record | Bad]:
     """A record a row. A page that tells of a comparison of keys has none."""
     if "comparison" not in page.meta:
@@ -230,22 +222,39 @@ def _given(agreed: Agreement) -> list[Column]:
 
 
 def _stored(position: Sequence[Any]) -> list[Any]:
-    """A position as JSON keeps it: what JSON has no type for is told with its type."""
-    return [{_TYPES[type(value)]: str(value)} if type(value) in _TYPES else value for value in position]
+    """A position as JSON keeps it: numbers and ordinary texts as they are, everything else told with its type."""
+    return [value if isinstance(value, int) or _ordinary(value) else _told(value) for value in position]
+
+
+def _ordinary(value: Any) -> bool:
+    """Whether it is a text that JSON has no escapes for: PostgreSQL's cannot hold all of them."""
+    return isinstance(value, str) and value.isprintable() and "\\" not in value
+
+
+def _told(value: Any) -> dict[str, str]:
+    for name, (kind, tell, _) in _TYPES.items():
+        if isinstance(value, kind):
+            return {name: tell(value)}
+    raise Problem(
+        f"the order of a table cannot be kept by a value of type {type(value).__name__}: {value!r:.60}",
+        'Name other columns in `key` and `cursor`, or set mode = "replace" and no cursor',
+    )
 
 
 def _values(position: Sequence[Any] | None) -> list[Any] | None:
     if position is None:
         return None
-    return [_READ[min(value)](value[min(value)]) if isinstance(value, dict) else value for value in position]
+    return [_TYPES[min(value)][2](value[min(value)]) if isinstance(value, dict) else value for value in position]
 
 
-_TYPES: dict[type, str] = {datetime: "datetime", date: "date", Decimal: "decimal", UUID: "uuid"}
-_READ: dict[str, Callable[[str], Any]] = {
-    "datetime": datetime.fromisoformat,
-    "date": date.fromisoformat,
-    "decimal": Decimal,
-    "uuid": UUID,
+_TYPES: dict[str, tuple[Any, Callable[[Any], str], Callable[[str], Any]]] = {
+    "datetime": (datetime, str, datetime.fromisoformat),
+    "date": (date, str, date.fromisoformat),
+    "decimal": (Decimal, str, Decimal),
+    "float": (float, repr, float),
+    "uuid": (UUID, str, UUID),
+    "bytes": ((bytes, memoryview), lambda value: value.hex(), bytes.fromhex),
+    "text": (str, lambda text: text.encode(*ANY_TEXT).hex(), lambda text: bytes.fromhex(text).decode(*ANY_TEXT)),
 }
 
 

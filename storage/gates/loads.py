@@ -19,7 +19,6 @@ from storage.settings import Settings
 if TYPE_CHECKING:
     import great_expectations as gx
 
-QUARANTINE_SHARE = 0.05  # of the records; past it the load is rejected
 ENOUGH = 100  # rows from which on a distribution says something
 FEW = 20  # rows up to which a change of size says nothing
 SHIFT = 0.25  # nats of Kullback-Leibler divergence from the shares accepted last
@@ -34,11 +33,14 @@ def audit(
     table: str,
     load: int,
     mode: str,
+    *,
+    quarantine_share: float,
     only: Collection[str] | None = None,
 ) -> gate.Verdict:
     """Judge a load of ``raw.<table>``: by its own rows in mode ``append``, else by what the table becomes with it.
 
-    ``only`` names the columns that the source still has, where they may change: one that it gave up has to empty.
+    Past ``quarantine_share`` of its records in quarantine it is rejected. ``only`` names the columns that the source
+    still has, where they may change: one that it gave up has to empty.
     """
     subject = f"load.{table}"
     before = gate.last_accepted(settings, subject)
@@ -52,9 +54,9 @@ def audit(
         columns = {name: kind for name, kind in columns.items() if only is None or name in only}
         now = profile(db, query, columns)
     seen = rows + quarantined
-    if quarantined > QUARANTINE_SHARE * seen:
+    if quarantined > quarantine_share * seen:
         reason = (
-            f"{quarantined:,} of {seen:,} records are in quarantine, more than {QUARANTINE_SHARE:.0%}: "
+            f"{quarantined:,} of {seen:,} records are in quarantine, more than {quarantine_share:.0%}: "
             f"see `lyrebird quarantine list {source}`"
         )
         return _refuse(settings, subject, domain, now, reason)

@@ -151,11 +151,11 @@ def load(name: str, generation: int, settings: Settings, reached: Callable[[str]
 def tables(name: str, settings: Settings) -> dict[str, list[Any]]:
     """Everything that loading leaves in the stores, but for times and the source's own name."""
     mine = f"where source = '{name}'"
-    version = "_load, _position, _key, _deleted, _landing"
+    version = "_load, _position, _page, _key, _deleted"
     queries = {
         # the address of a small file has the source's name in it, and so has the hash of a row that holds one
-        "rows": f'select {version}, case when file is null then _hash end, id, value, text, "when", file '
-        f"from raw.{name}_rows",
+        "rows": f"select {version}, case when file is null then _hash end, id, value, text, "
+        f'"when", file from raw.{name}_rows',
         "papers": f"select {version}, _hash, doc::text from raw.{name}_papers",
         "load": "select load, resource, lane, slice, state, pages, rows, versions, quarantined, bytes "
         f"from ops.load {mine}",

@@ -28,7 +28,7 @@ from storage import migrate, transform, warehouse
 from storage.settings import Settings, from_variables
 
 PASSWORD = "only-for-tests"
-META = "_load bigint, _position bigint, _key text, _hash text, _deleted boolean, _landing text, _fetched_at timestamptz"
+META = "_load bigint, _position bigint, _page bigint, _key text, _hash uuid, _deleted boolean"
 RAW = {
     "aviary_recordings": "doc jsonb",
     "aviary_audio": "recording_id text, file_name text, sha256 text, bytes bigint, content_type text",
@@ -56,6 +56,13 @@ RAW = {
         "peak double precision"
     ),
     "music21_corpus_scores": "path text, corpus text, format text, sha256 text, bytes bigint",
+    "maestro_scores": (
+        "path text, corpus text, composer text, title text, split text, year bigint, duration_s double precision, "
+        "audio_filename text, sha256 text, bytes bigint, licence text"
+    ),
+    "midi_archive_scores": (
+        "path text, file text, corpus text, licence text, etag text, sha256 text, bytes bigint"
+    ),
     "notes_pieces": (
         "piece_id text, source text, path text, number int, corpus text, title text, composer text, "
         "time_signature text, key_signature text, tempo_bpm double precision, parts int, quarters double precision, "
@@ -73,6 +80,14 @@ RAW = {
         "form int, path text, licence text"
     ),
     "parallel_files_lines": "corpus text, split text, part text, language text, line bigint, text text",
+    "tatoeba_sentences": (
+        "sentence_id bigint, language text, text text, contributor text, added text, modified text, licence text"
+    ),
+    "tatoeba_links": "sentence_id bigint, translation_id bigint, language text, translation_language text",
+    "manythings_pairs": (
+        "language text, sentence_id bigint, translation_id bigint, english text, translation text, contributor text, "
+        "translator text, licence text, attribution text"
+    ),
 }
 KEYS = {
     "aviary_recordings": ("id",),
@@ -86,11 +101,16 @@ KEYS = {
     "field_recorder_clips": ("clip_id", "revision"),
     "clips": ("clip_id",),
     "music21_corpus_scores": ("path",),
+    "maestro_scores": ("path",),
+    "midi_archive_scores": ("path",),
     "notes_pieces": ("piece_id",),
     "notes": ("piece_id", "note"),
     "piano_roll_files_pieces": ("piece_id",),
     "gettext_catalogues_messages": ("path", "context", "source_text", "form"),
     "parallel_files_lines": ("corpus", "part", "language", "line"),
+    "tatoeba_sentences": ("sentence_id",),
+    "tatoeba_links": ("sentence_id", "translation_id"),
+    "manythings_pairs": ("language", "sentence_id", "translation_id"),
 }
 SOURCES = (
     "aviary",
@@ -100,10 +120,14 @@ SOURCES = (
     "field_recorder",
     "clips",
     "music21_corpus",
+    "maestro",
+    "midi_archive",
     "notes",
     "piano_roll_files",
     "gettext_catalogues",
     "parallel_files",
+    "tatoeba",
+    "manythings",
 )
 
 
@@ -170,13 +194,18 @@ class World:
                 " fetched_at) values (%s, %s, %s, %s, 1, %s, %s, 0, 1000, now())",
                 (source, load, table.removeprefix(f"{source}_"), state, len(records), position),
             )
+            sql.execute(
+                "insert into ops.landing (source, load, position, resource, key, sha256, name, bytes, content_type,"
+                " fetched_at) values (%s, %s, 0, %s, %s, '', '', 0, '', '2026-01-05 06:00:00+00')",
+                (source, load, table.removeprefix(f"{source}_"), f"{table}/{load}"),
+            )
         return load
 
     @staticmethod
     def _version(sql: Any, table: str, load: int, position: int, key: str, deleted: bool, data: dict[str, Any]) -> None:
-        digest = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
-        columns = ["_load", "_position", "_key", "_hash", "_deleted", "_landing", "_fetched_at", *data]
-        values = [load, position, key, digest, deleted, f"{table}/{load}", "2026-01-05 06:00:00+00", *data.values()]
+        digest = hashlib.md5(json.dumps(data, sort_keys=True).encode()).hexdigest()
+        columns = ["_load", "_position", "_page", "_key", "_hash", "_deleted", *data]
+        values = [load, position, 0, key, digest, deleted, *data.values()]
         marks = ", ".join(["%s"] * len(values))
         sql.execute(f"insert into raw.{table} ({', '.join(columns)}) values ({marks})", values)
 

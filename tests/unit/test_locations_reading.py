@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
+from typing import Any
 
 import pytest
+from upstreams.faulty_server import FaultyServer, Reply
 from upstreams.file_server import serve
 
 from ingestion.locations import Location, fingerprint
@@ -19,6 +23,15 @@ FILES = {
     "empty.wav": b"",
 }
 HIDDEN = (".DS_Store", "clips/._a b.wav", ".git/config")
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A state folder of their own: what is downloaded lies there for a moment."""
+    for name in [name for name in os.environ if name.startswith("LYREBIRD_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("LYREBIRD_HOME", str(tmp_path / "state"))
+    monkeypatch.setattr("ingestion.web.TRIES", 2)
 
 
 @pytest.fixture
@@ -136,7 +149,7 @@ def test_what_is_not_there_is_said_in_one_sentence(root: Path) -> None:
                 Location(where).read("clips/none.wav")
     with pytest.raises(Problem, match="cannot read"):
         Location(gone).list()
-    for where in ("", "ftp://example.org/x", "s3://"):
+    for where in ("", "gopher://example.org/x", "s3://"):
         with pytest.raises(Problem):
             Location(where)
 
@@ -146,3 +159,95 @@ def test_a_password_in_the_address_is_not_shown() -> None:
     with pytest.raises(Problem) as caught:
         location.list()
     assert "hunter2" not in str(caught.value) + location.url
+
+
+class Site(FaultyServer):
+    """A server of a few addresses, some of which lead elsewhere."""
+
+    def __init__(self, replies: dict[str, Reply]) -> None:
+        super().__init__()
+        self.faulty = False
+        self.replies = replies
+
+    def answer(self, path: str, _: dict[str, str]) -> Reply:
+        return self.replies.get(path, Reply(404, b"", "text/plain"))
+
+
+def test_a_location_may_be_at_home_but_not_lead_to_others_there(root: Path) -> None:
+    with serve(root) as other:
+        page = Reply(200, b'<a href="a.mid">a</a><a href="b.mid">b</a>', "text/html")
+        away = Reply(302, b"", "text/plain", {"Location": f"{other}labels.csv"})
+        with Site({"/x/": page, "/x/a.mid": Reply(200, b"MThd", "audio/midi"), "/x/b.mid": away}).serving() as site:
+            location = Location(f"{site.url}/x/")
+            assert location.read("a.mid") == b"MThd"
+            for ask in (location.list, lambda: location.read("b.mid")):
+                with pytest.raises(Problem, match="leads to a private address"):
+                    ask()
+            allowed = Location(f"{site.url}/x/", storage={"allowed_hosts": [other.split("/")[2]]})
+            assert allowed.read("b.mid") == FILES["labels.csv"]
+            assert [entry.name for entry in allowed.list()] == ["a.mid", "b.mid"]
+
+
+def test_a_download_that_is_cut_goes_on_where_it_stopped() -> None:
+    body = bytes(range(256)) * 4_000
+    with Site({"/x/a.mid": Reply(200, body, "audio/midi")}).serving() as site:
+        site.faulty, site.every, site.met = True, 1, ["", ""]  # the third fault is a cut
+        assert Location(f"{site.url}/x/").read("a.mid") == body
+        assert site.met[2:] == ["cut"]
+        assert len(site.requests) == 2
+
+
+def test_a_server_without_head_tells_no_marks_and_is_read_all_the_same(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("upstreams.file_server._Quiet.do_HEAD", raising=False)
+    monkeypatch.setattr(SimpleHTTPRequestHandler, "do_HEAD", None)
+    with serve(root) as url:
+        location = Location(url)
+        entries = location.list()
+        assert {entry.name: (entry.size, entry.etag) for entry in entries} == dict.fromkeys(FILES, (None, None))
+        assert dict(location.read_each(entry.name for entry in entries)) == FILES
+
+
+def test_a_listing_without_folders_looks_into_none(root: Path) -> None:
+    with serve(root) as url:
+        for location in (Location(url), Location(root)):
+            assert [entry.name for entry in location.list("*.csv")] == ["labels.csv"]
+    pages = {"/x/": Reply(200, b'<a href="a.csv">a</a><a href="deep/">deep</a>', "text/html")}
+    with Site(pages | {"/x/a.csv": Reply(200, b"a", "text/csv")}).serving() as site:
+        assert len(Location(f"{site.url}/x/").list("*.csv")) == 1
+        assert [path for path, _ in site.requests] == ["/x/"]
+
+
+def test_one_file_is_asked_about_without_a_listing(location: Location) -> None:
+    listed = {entry.name: entry for entry in location.list()}
+    assert [location.entry(name) for name in sorted(FILES)] == [listed[name] for name in sorted(FILES)]
+    assert location.has("clips/a b.wav") and not location.has("clips/none.wav")
+    with pytest.raises(Problem, match=r"there is no clips/none\.wav"):
+        location.entry("clips/none.wav")
+
+
+def test_copies_do_not_stay(root: Path) -> None:
+    location = Location(root)
+    with location.copy("labels.csv") as path:
+        assert path.read_bytes() == FILES["labels.csv"]
+    assert not path.parent.exists()
+    copies = []
+    for changed in location.changed("**/*", {}, lambda name: True):
+        assert all(not before.exists() for before in copies)
+        copies.append(changed.path)
+    assert len(copies) == len(FILES) and not copies[-1].exists()
+
+
+@pytest.mark.parametrize(
+    ("url", "storage", "reason"),
+    [
+        ("/tmp", {"username": "ann"}, "a folder has no option username"),
+        ("http://127.0.0.1:9/", {"endpoint": "x"}, "HTTP has no option endpoint"),
+        ("sftp://127.0.0.1:9/", {"tls": True}, "SFTP has no option tls"),
+        ("hdfs://127.0.0.1:9/", {"password": "x"}, "HDFS has no option password"),
+    ],
+)
+def test_an_option_that_a_protocol_does_not_have(url: str, storage: dict[str, Any], reason: str) -> None:
+    with pytest.raises(Problem, match=reason):
+        Location(url, storage=storage)

@@ -11,7 +11,8 @@ from upstreams.landed_bytes import LandedBytes
 from ingestion import rows
 from ingestion.contract import Bad, BadPage
 from ingestion.derive import notes
-from storage.media import frames
+from storage.media import frames, midi
+from storage.media.frames import Note
 
 GOLDEN = Path(__file__).parent / "golden"
 PIECES, NOTES = notes.SOURCE.resources
@@ -93,3 +94,41 @@ def test_bach_without_a_title_is_called_by_his_number() -> None:
     body = (GOLDEN / "two_parts.musicxml").read_bytes().replace(b"Two parts", b"bwv66.6.xml")
     (piece,) = records(PIECES.parse(landed("bwv66.6.xml", body)))
     assert piece["title"] == "BWV 66.6"
+
+
+def performance(body: bytes, name: str = "2018/x.midi") -> LandedBytes:
+    meta = {"source": "maestro", "corpus": "maestro", "composer": "Alban Berg", "licence": "CC BY-NC-SA 4.0"}
+    return LandedBytes(body, name, midi.CONTENT_TYPE, **meta, title="Sonata Op. 1", split="valid")
+
+
+def test_a_midi_file_becomes_a_piece_with_what_its_source_tells() -> None:
+    heard = [Note(0.0, 2.0, 60, 70), Note(1.0, 0.5, 64, 90), Note(2.5, 1.0, 67, 30, part=1)]
+    page = performance(midi.write(heard, tempo_bpm=90.0, tracks=["Right hand", "Left \x00 hand"]))
+    (piece,) = records(PIECES.parse(page))
+    assert rows.check(PIECES, piece) == ""
+    assert {name: piece[name] for name in ("piece_id", "path", "number", "title", "composer", "split", "corpus")} == {
+        "piece_id": "maestro/2018/x.midi",
+        "path": "2018/x.midi",
+        "number": None,
+        "title": "Sonata Op. 1",
+        "composer": "Alban Berg",
+        "split": "valid",
+        "corpus": "maestro",
+    }
+    assert (piece["tempo_bpm"], piece["parts"], piece["quarters"]) == (90.0, 2, 3.5)
+    assert piece["frames_quarter"] == [[60], [60, 64], [], [67]]
+    found = records(NOTES.parse(page))
+    assert [rows.check(NOTES, note) for note in found] == [""] * 3
+    assert [(note["onset_quarters"], note["pitch"], note["velocity"], note["instrument"]) for note in found] == [
+        (0.0, 60, 70, "Right hand"),
+        (1.0, 64, 90, "Right hand"),
+        (2.5, 67, 30, "Left hand"),
+    ]
+
+
+@pytest.mark.parametrize("name", ["x.mid", "x.MIDI", "songs.zip/a/x.kar"])
+@pytest.mark.parametrize("body", [b"", b"MThd", b"MThd" + bytes(40), midi.write([])])
+def test_a_midi_file_that_cannot_be_played_is_a_bad_page(body: bytes, name: str) -> None:
+    for resource in (PIECES, NOTES):
+        with pytest.raises(BadPage):
+            list(resource.parse(performance(body, name)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from datetime import UTC, date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime
 from typing import Any
 
 import pyarrow as pa
@@ -76,15 +76,15 @@ def test_any_record_is_stored_or_refused_with_a_reason(record: dict[str, Any], s
     if said:
         return
     # what passed can be hashed, copied, and written as the JSON and BSON that the stores take
-    assert len(rows.hash_text(record)) == 32
-    line = rows.copy_line([rows.key_text((record["id"],)), *(record.get(name) for name in KINDS)])
-    assert line.encode().count(b"\n") == 1
-    assert line.count("\t") == len(KINDS)
     if store == "documents":
         from bson import decode, encode
 
-        json.loads(rows.copy_line([record]).replace("\\\\", "\\"), parse_constant=pytest.fail)
+        assert len(rows.hash_text(record)) == 32
         assert decode(encode(record))["id"] == record["id"]
+        return
+    batch = rows.batch_of(resource(), [record])
+    assert len(rows.hashes(batch)[0].as_py()) == 16
+    assert rows.copy_bytes(rows.data_columns(resource()), batch).startswith(b"PGCOPY")
 
 
 @pytest.mark.parametrize(
@@ -155,14 +155,14 @@ def test_a_key_is_itself_when_it_is_one_text_and_json_otherwise() -> None:
 @seed(4)
 @settings(max_examples=50, deadline=None)
 @given(good, st.randoms(use_true_random=False))
-def test_the_hash_knows_content_and_not_order(record: dict[str, Any], shuffle: Any) -> None:
+def test_the_hash_of_a_document_knows_content_and_not_order(record: dict[str, Any], shuffle: Any) -> None:
     items = list(record.items())
     shuffle.shuffle(items)
     assert rows.hash_text(dict(items)) == rows.hash_text(record)
     assert rows.hash_text(record | {"id": record["id"] + "x"}) != rows.hash_text(record)
 
 
-def test_the_hash_stays_what_it_is() -> None:
+def test_the_hash_of_a_document_stays_what_it_is() -> None:
     # every stored version carries it: another hash would make every record a new version
     record = {"id": "a", "value": 1, "at": datetime(2024, 5, 1, tzinfo=UTC), "deep": {"b": [1.5, None, "ж"], "a": True}}
     assert rows.hash_text(record) == "de92651486c98fdd252a1ab8294546e7"
@@ -170,14 +170,75 @@ def test_the_hash_stays_what_it_is() -> None:
     assert rows.hash_text({"value": None}) != rows.hash_text({})
 
 
-def test_copy_writes_what_postgresql_reads() -> None:
-    zone = timezone(timedelta(hours=5, minutes=30))
-    moment = datetime(2024, 5, 1, 1, 2, 3, 4, zone)
-    values = [None, "\\N", "a\tb\nc\rd\\", True, False, -1, 1e-300, date(2024, 5, 1), moment, [["\t"]]]
-    line = (
-        '\\N\t\\\\N\ta\\tb\\nc\\rd\\\\\tt\tf\t-1\t1e-300\t2024-05-01\t2024-05-01T01:02:03.000004+05:30\t[["\\\\t"]]\n'
-    )
-    assert rows.copy_line(values) == line
+def test_the_hash_of_a_row_stays_what_it_is() -> None:
+    record = {"id": "a", "flag": True, "count": -1, "level": 0.1, "at": datetime(2024, 5, 1, tzinfo=UTC)}
+    record |= {"day": date(2024, 5, 1), "frames": [[60], []]}
+    assert rows.hash_of(resource(), record) == "b95217186812de398b1cf67793ae3e65"
+
+
+def test_a_row_of_nothing_has_a_hash_as_well() -> None:
+    batch = rows.batch_of(resource(), [{"id": "a"}, {}, {"id": "b"}])
+    assert len({found for found in rows.hashes(batch).to_pylist()}) == 3
+
+
+@seed(5)
+@settings(max_examples=50, deadline=None)
+@given(good)
+def test_the_hash_of_a_row_knows_its_content_and_no_more(record: dict[str, Any]) -> None:
+    backwards = resource(schema=pa.schema(list(reversed(SCHEMA))))
+    wider = resource(schema=pa.schema([*SCHEMA, describe("new", pa.string(), "")]))
+    own = rows.hash_of(resource(), record)
+    assert rows.hash_of(backwards, record) == own
+    assert rows.hash_of(wider, record) == own  # a column that a table gets changes no row that does not fill it
+    assert rows.hash_of(wider, record | {"new": ""}) != own
+    assert rows.hash_of(resource(), record | {"id": record["id"] + "x"}) != own
+
+
+FLAT = pa.schema([field for field in SCHEMA if field.name != "frames"])
+
+
+@seed(6)
+@settings(max_examples=50, deadline=None)
+@given(st.lists(good, max_size=5))
+def test_a_batch_and_its_records_one_by_one_are_the_same(records: list[dict[str, Any]]) -> None:
+    records = [{name: value for name, value in record.items() if name != "frames"} for record in records]
+    records = [record | {"level": record.get("level") and float(record["level"])} for record in records]
+    flat = resource(schema=FLAT)
+    given = pa.RecordBatch.from_pylist(records, schema=FLAT)
+    sifted = rows.sift(flat, given)
+    assert sifted is not None
+    batch, fit = sifted
+    assert batch.equals(rows.batch_of(flat, records))
+    assert fit.to_pylist() == [True] * len(records)
+    assert [found.hex() for found in rows.hashes(batch).to_pylist()] == [rows.hash_of(flat, one) for one in records]
+    assert rows.keys(flat, given).to_pylist() == [rows.key_text((record["id"],)) for record in records]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("id", None), ("id", "a\x00"), ("level", math.nan), ("level", math.inf), ("level", -math.inf)]
+)
+def test_a_row_of_a_batch_that_breaks_the_contract_is_seen(field: str, value: Any) -> None:
+    records = [{"id": "good"}, {"id": "bad", field: value}, {"id": "better", "level": 1.0}]
+    sifted = rows.sift(resource(schema=FLAT), pa.RecordBatch.from_pylist(records, schema=FLAT))
+    assert sifted is not None
+    assert sifted[1].to_pylist() == [True, False, True]
+
+
+@pytest.mark.parametrize("key", [("count",), ("count", "count"), ("id", "count"), ("id",), ("day",)])
+def test_keys_of_a_batch_are_those_of_its_records(key: tuple[str, ...]) -> None:
+    records = [{"id": 'a"b', "count": 5, "day": date(2024, 5, 1)}, {"id": "ж", "count": -7}, {"id": "x"}]
+    for some in (records[:1], records[:2], records):
+        batch = pa.RecordBatch.from_pylist(some, schema=FLAT)
+        expected = [rows.key_text(tuple(record.get(name) for name in key)) for record in some]
+        assert rows.keys(resource(key=key, schema=FLAT), batch).to_pylist() == expected
+
+
+def test_batches_that_need_a_look_at_each_record_say_so() -> None:
+    plain = resource()
+    assert rows.sift(resource("documents"), pa.RecordBatch.from_pylist([{"id": "a"}])) is None
+    assert rows.sift(plain, pa.RecordBatch.from_pylist([{"id": "a", "more": 1}])) is None
+    assert rows.sift(plain, pa.RecordBatch.from_pylist([{"id": 1}])) is None
+    assert rows.sift(plain, pa.RecordBatch.from_pylist([{"id": "a", "frames": [[60]]}], schema=SCHEMA)) is None
 
 
 NAMES = ["", "1a", "Things", "a-b", 'a"; drop table x; --', "ä", "x" * 52, "a\n", "_load", "pg_\x00"]

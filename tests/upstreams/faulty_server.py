@@ -38,6 +38,7 @@ class FaultyServer:
         self.faulty = True
         self.every = 3  # addresses, of which one meets a fault
         self.requests: list[tuple[str, dict[str, str]]] = []
+        self.heads: list[str] = []  # the paths that were only asked about
         self.met: list[str] = []  # the faults that requests met
         self.url = ""
         self.lock = threading.Lock()
@@ -70,6 +71,13 @@ class FaultyServer:
                 assert reply
                 double._send(self, reply, cut=fault == "cut")
 
+            def do_HEAD(self) -> None:
+                path = urlsplit(self.path).path
+                with double.lock:
+                    double.heads.append(path)
+                    reply = double.answer(path, {})
+                double._send(self, reply, cut=False, bodiless=True)
+
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         server.daemon_threads = True
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
@@ -97,7 +105,7 @@ class FaultyServer:
         return self.met[-1]
 
     @staticmethod
-    def _send(handler: BaseHTTPRequestHandler, reply: Reply, *, cut: bool) -> None:
+    def _send(handler: BaseHTTPRequestHandler, reply: Reply, *, cut: bool, bodiless: bool = False) -> None:
         """The reply; of a body that is large enough, the part that was asked for."""
         etag = f'"{hashlib.sha256(reply.body).hexdigest()[:16]}"'
         body, status = reply.body, reply.status
@@ -114,6 +122,7 @@ class FaultyServer:
         for name, value in reply.headers.items():
             handler.send_header(name, value)
         handler.end_headers()
-        handler.wfile.write(body[: len(body) // 2] if cut else body)
+        if not bodiless:
+            handler.wfile.write(body[: len(body) // 2] if cut else body)
         if cut:
             handler.close_connection = True

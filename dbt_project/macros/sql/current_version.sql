@@ -7,7 +7,10 @@
 -#}
 {% macro current_version(source_name, resource) -%}
     {%- set table = source_name if resource == source_name else source_name ~ '_' ~ resource -%}
-select latest.*
+select
+    latest.*,
+    pages.key as _landing,
+    pages.fetched_at as _fetched_at
 from (
     select distinct on (versions._key) versions.*
     from {{ source('raw', table) }} as versions
@@ -15,5 +18,7 @@ from (
     where loads.source = '{{ source_name }}' and loads.state = 'published'
     order by versions._key desc, versions._load desc, versions._position desc
 ) as latest
+left join {{ source('ops', 'landing') }} as pages
+    on pages.source = '{{ source_name }}' and latest._load = pages.load and latest._page = pages.position
 where not latest._deleted
 {%- endmacro %}

@@ -3,7 +3,14 @@
 select
     pair_id,
     corpus_id,
-    {{ surrogate_key(["'corpus'", 'corpus_id']) }} as contributor_id,
+    case
+        when target_contributor is null then {{ surrogate_key(["'corpus'", 'corpus_id']) }}
+        else {{ surrogate_key(["'member'", 'corpus_id', 'target_contributor']) }}
+    end as contributor_id,
+    case
+        when source_contributor is null then {{ surrogate_key(["'corpus'", 'corpus_id']) }}
+        else {{ surrogate_key(["'member'", 'corpus_id', 'source_contributor']) }}
+    end as source_contributor_id,
     part,
     line,
     source_sentence_id,

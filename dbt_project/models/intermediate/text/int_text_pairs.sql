@@ -15,6 +15,8 @@ with catalogue_messages as (
         {{ tidy("regexp_replace(source_text, '(^|[^[:alnum:]])&([[:alnum:]])', '\\1\\2', 'g')") }} as source_text,
         {{ tidy("regexp_replace(target_text, '(^|[^[:alnum:]])&([[:alnum:]])', '\\1\\2', 'g')") }} as target_text,
         null as published_split,
+        null as source_contributor,
+        null as target_contributor,
         licence,
         fetched_at,
         jsonb_build_array(path, context, source_text, form)::text as record
@@ -34,6 +36,8 @@ parallel_lines as (
         english.text as source_text,
         other.text as target_text,
         english.published_split,
+        null as source_contributor,
+        null as target_contributor,
         null as licence,
         greatest(english.fetched_at, other.fetched_at) as fetched_at,
         jsonb_build_array(english.corpus, english.part, other.language, english.line)::text as record
@@ -43,10 +47,78 @@ parallel_lines as (
     where english.language in ('en', 'eng') and other.language not in ('en', 'eng')
 ),
 
+links_with_english as (
+    select
+        sentence_id,
+        translation_id,
+        sentence_id as english_id,
+        translation_id as other_id
+    from {{ ref('stg_tatoeba__links') }}
+    where language = 'eng'
+    union all
+    select
+        sentence_id,
+        translation_id,
+        translation_id as english_id,
+        sentence_id as other_id
+    from {{ ref('stg_tatoeba__links') }}
+    where translation_language = 'eng'
+),
+
+tatoeba_pairs as (
+    select
+        'tatoeba' as source,
+        'tatoeba' as corpus,
+        other.language as part,
+        links.other_id::integer as line,
+        'en' as source_tag,
+        other.language as target_tag,
+        false as is_regional,
+        english.text as raw_source,
+        english.text as source_text,
+        other.text as target_text,
+        null as published_split,
+        english.contributor as source_contributor,
+        other.contributor as target_contributor,
+        -- what may be done with both is what may be done with the one that asks for more
+        case when english.licence ~* 'cc0' then other.licence else english.licence end as licence,
+        greatest(english.fetched_at, other.fetched_at) as fetched_at,
+        jsonb_build_array(links.sentence_id, links.translation_id)::text as record
+    from links_with_english as links
+    inner join {{ ref('stg_tatoeba__sentences') }} as english
+        on links.english_id = english.sentence_id and english.language = 'eng'
+    inner join {{ ref('stg_tatoeba__sentences') }} as other on links.other_id = other.sentence_id
+),
+
+picked_pairs as (
+    select
+        'manythings' as source,
+        'manythings' as corpus,
+        language as part,
+        translation_id::integer as line,
+        'en' as source_tag,
+        language as target_tag,
+        false as is_regional,
+        english as raw_source,
+        english as source_text,
+        translation as target_text,
+        null as published_split,
+        contributor as source_contributor,
+        translator as target_contributor,
+        licence,
+        fetched_at,
+        jsonb_build_array(language, sentence_id, translation_id)::text as record
+    from {{ ref('stg_manythings__pairs') }}
+),
+
 pairs as (
     select * from catalogue_messages
     union all
     select * from parallel_lines
+    union all
+    select * from tatoeba_pairs
+    union all
+    select * from picked_pairs
 ),
 
 known as (
@@ -60,7 +132,9 @@ known as (
         {{ normalised_text('pairs.source_text') }} as normalised_source
     from pairs
     left join {{ ref('languages') }} as languages
-        on pairs.target_tag in (languages.iso_639_1, languages.iso_639_3)
+        -- Tatoeba names Mandarin and the Persian of Iran where the seed has the language that they are part of
+        on case pairs.target_tag when 'cmn' then 'zho' when 'pes' then 'fas' else pairs.target_tag end
+        in (languages.iso_639_1, languages.iso_639_3)
     left join {{ ref('text_corpora') }} as corpora on pairs.corpus = corpora.corpus
 ),
 
@@ -68,8 +142,11 @@ ranked as (
     select
         *,
         row_number() over (
-            partition by source, target_language, source_text, target_text
-            order by is_regional, corpus, line, record
+            -- what manythings.org picked is in Tatoeba: there it counts
+            partition by
+                case source when 'manythings' then 'tatoeba' else source end,
+                target_language, source_text, target_text
+            order by is_regional, source desc, corpus, line, record
         ) as nth_copy
     from known
 )
@@ -91,6 +168,8 @@ select
     target_words,
     md5(coalesce(nullif(normalised_source, ''), source_text)) as group_key,
     published_split,
+    source_contributor,
+    target_contributor,
     licence_code,
     case
         when target_language is null then 'unknown_language'
@@ -101,7 +180,7 @@ select
         when source_text = target_text then 'untranslated'
         when source_words < 2 then 'too_short'
         when source_words > 100 then 'too_long'
-        when source = 'gettext_catalogues' and nth_copy > 1 then 'duplicate'
+        when source != 'parallel_files' and nth_copy > 1 then 'duplicate'
     end as ineligible_because,
     fetched_at
 from ranked

@@ -1,0 +1,78 @@
+"""An FTP server with a folder of files, on loopback: pyftpdlib, which is a real one, made to lose connections.
+
+With ``faulty`` the first transfer of every file ends in its middle, and the server calls it complete all the same
+(226, RFC 959); every other time the connection for commands is lost besides.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pyftpdlib.authorizers import DummyAuthorizer
+from pyftpdlib.handlers import FTPHandler
+from pyftpdlib.ioloop import IOLoop
+from pyftpdlib.servers import FTPServer
+
+USER, PASSWORD = "ann", "hunter/2@home"
+
+
+@dataclass
+class Ftp:
+    """The server's address, and what was asked of it."""
+
+    host: str
+    port: int
+    faulty: bool = False
+    commands: list[str] = field(default_factory=list)
+    cut: set[str] = field(default_factory=set)
+
+
+@contextmanager
+def serve(folder: Path, *, faulty: bool = False) -> Iterator[Ftp]:
+    """Serve a folder to USER with PASSWORD."""
+    logging.getLogger("pyftpdlib").setLevel(logging.ERROR)
+    people = DummyAuthorizer()
+    people.add_user(USER, PASSWORD, str(folder), perm="elr")
+
+    class Handler(FTPHandler):  # type: ignore[misc]
+        authorizer = people
+        auth_failed_timeout = 0
+        use_sendfile = False
+
+        def pre_process_command(self, line: str, cmd: str, arg: str) -> None:
+            server.commands.append(f"{cmd} {arg}".strip())
+            super().pre_process_command(line, cmd, arg)
+
+        def push_dtp_data(self, data: Any, isproducer: bool = False, file: Any = None, cmd: Any = None) -> None:
+            if not server.faulty or file is None or file.name in server.cut:
+                super().push_dtp_data(data, isproducer, file, cmd)
+                return
+            server.cut.add(file.name)
+            half = file.read(Path(file.name).stat().st_size // 2)
+            file.close()
+            super().push_dtp_data(half or b" "[:0], cmd=cmd)
+            if len(server.cut) % 2:
+                self.close_when_done()
+
+    running = FTPServer(("127.0.0.1", 0), Handler, ioloop=IOLoop())
+    server = Ftp(*running.address[:2], faulty)
+    stop = threading.Event()
+
+    def loop() -> None:
+        while not stop.is_set():
+            running.serve_forever(timeout=0.05, blocking=False)
+
+    thread = threading.Thread(target=loop, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        stop.set()
+        thread.join()
+        running.close_all()
