@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, Self
@@ -33,10 +32,12 @@ from storage.documents import Documents
 from storage.errors import Problem
 from storage.objects import Objects
 
-BATCH = 10_000
+BATCH = 10_000  # records that a source gives one by one
+ROWS = 50_000  # of a source's own batches
 PAYLOAD = 4_000  # characters of a quarantined payload that are kept: the whole lies in landing
 NO_HASH = bytes(16)  # of a deletion
 AHEAD = 2  # batches that wait for the warehouse
+ENCODERS = 2  # threads that hash and encode batches, most of it outside Python
 
 
 @dataclass
@@ -77,14 +78,15 @@ def load_segment(
             return None
         ensure_table(db, source, resource)
         table = _Table(source, resource, load, sql)
-        with Uploads(stores.objects) as uploads, _Writer(sql) as writer:
+        with Uploads(stores.objects) as uploads, _Writer(sql) as writer, ThreadPoolExecutor(ENCODERS) as encoders:
             parsing = _Parsing(source, resource, load, uploads, writer)
             for batch in parsing.batches(entries):
                 uploads.wait()  # a row never names a blob that is not there
                 reached("parsed")
-                data = _project(source.table(resource), batch, stores) if batch.documents else batch.data
+                if resource.store == "documents":
+                    _project(source.table(resource), batch, stores)
                 reached("documents")
-                writer.copy(table.copy, table.encoded(batch.meta, data))
+                writer.copy(table.copy, encoders.submit(table.encoded, batch))
                 reached("copied")
                 say(f"{source.name}/{resource.name}: {parsing.counts.rows:,} records of {parsing.counts.pages:,} pages")
         counts = parsing.counts
@@ -119,17 +121,21 @@ def ensure_table(db: connection, source: Source, resource: Resource) -> None:
                 ) from error
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Batch:
-    """Lines on their way to raw: where each came from, its key and hash, and its data in the columns that travel.
+    """Lines on their way to raw: where each came from, its key, and its data in the columns that travel.
 
     ``documents`` are the documents themselves, each with its page's key in landing; None for a deletion. Their data is
     what the document store gives back.
     """
 
-    meta: pa.RecordBatch  # rows.META_WIRE
+    positions: Any
+    pages: list[int]
+    keys: Any
+    deleted: list[bool]
     data: pa.RecordBatch
     documents: Sequence[tuple[Record, str] | None] = ()
+    hashes: pa.Array | None = None
 
 
 class _Parsing:
@@ -205,26 +211,25 @@ class _Parsing:
             data, keys, positions = (part.filter(fit) for part in (data, keys, positions))
         self._position += batch.num_rows
         self.counts.rows += data.num_rows
-        pages, kept = [page.position] * data.num_rows, [False] * data.num_rows
-        yield _Batch(_meta(self._load, positions, pages, keys, rows.hashes(data), kept), data)
+        for start in range(0, data.num_rows, ROWS):
+            part, at = data.slice(start, ROWS), slice(start, start + ROWS)
+            count = part.num_rows
+            yield _Batch(positions[at], [page.position] * count, keys[at], [False] * count, part)
 
     def _flush(self) -> Iterator[_Batch]:
         lines, self._lines = self._lines, []
         if not lines:
             return
+        positions, pages = [position for position, *_ in lines], [page.position for _, page, *_ in lines]
         keys, deleted = [key for _, _, key, _ in lines], [record is None for *_, record in lines]
         if self._resource.store == "documents":
             found = [(record, page.key) if record is not None else None for _, page, _, record in lines]
-            hashes = pa.array(
-                [bytes.fromhex(rows.hash_of(self._resource, one[0])) if one else NO_HASH for one in found]
-            )
+            hashes = [bytes.fromhex(rows.hash_of(self._resource, one[0])) if one else NO_HASH for one in found]
             data = pa.record_batch([pa.nulls(len(lines), pa.string())], ["doc"])
+            yield _Batch(positions, pages, keys, deleted, data, found, pa.array(hashes, pa.binary()))
         else:
-            found = []
             data = rows.batch_of(self._resource, [record or {} for *_, record in lines])
-            hashes = pc.if_else(pa.array(deleted), NO_HASH, rows.hashes(data))
-        positions, pages = [position for position, *_ in lines], [page.position for _, page, *_ in lines]
-        yield _Batch(_meta(self._load, positions, pages, keys, hashes, deleted), data, found)
+            yield _Batch(positions, pages, keys, deleted, data)
 
     def _index(self, page: Landed) -> None:
         self._writer.execute(
@@ -249,17 +254,6 @@ class _Parsing:
         )
 
 
-def _meta(
-    load: int, positions: Any, pages: list[int], keys: Any, hashes: pa.Array, deleted: list[bool]
-) -> pa.RecordBatch:
-    columns = ([load] * len(pages), positions, pages, keys, hashes, deleted)
-    arrays = [
-        column if isinstance(column, pa.Array) else pa.array(column, field.type)
-        for column, field in zip(columns, rows.META_WIRE, strict=True)
-    ]
-    return pa.record_batch(arrays, schema=rows.META_WIRE)
-
-
 class _Writer:
     """One thread that talks to the warehouse while the next batch is made; never more than a few wait."""
 
@@ -275,8 +269,8 @@ class _Writer:
         if len(self._statements) >= 1_000:
             self._submit(lambda: None)
 
-    def copy(self, into: Callable[[bytes], None], data: bytes) -> None:
-        self._submit(partial(into, data))
+    def copy(self, into: Callable[[bytes], None], data: Future[bytes]) -> None:
+        self._submit(lambda: into(data.result()))
 
     def _submit(self, then: Callable[[], None]) -> None:
         statements, self._statements = self._statements, []
@@ -310,12 +304,12 @@ def _put_blob(uploads: Uploads, source: Source, blob: Blob) -> str:
     return key
 
 
-def _project(collection: str, batch: _Batch, stores: Stores) -> pa.RecordBatch:
-    """Write a batch of documents, read the versions back, and give the data that raw gets."""
+def _project(collection: str, batch: _Batch, stores: Stores) -> None:
+    """Write a batch of documents, read the versions back, and make them the data that raw gets."""
     documents = stores.documents()
-    keys, contents = (batch.meta.column(name).to_pylist() for name in ("_key", "_hash"))
     ids, versions = list[str | None](), dict[str, dict[str, Any]]()
-    for key, content, one in zip(keys, contents, batch.documents, strict=True):
+    hashes = batch.hashes.to_pylist() if batch.hashes is not None else []
+    for key, content, one in zip(batch.keys, hashes, batch.documents, strict=True):
         if one is None:
             ids.append(None)
             continue
@@ -326,7 +320,7 @@ def _project(collection: str, batch: _Batch, stores: Stores) -> pa.RecordBatch:
     documents.put_versions(collection, list(versions.values()))
     found = documents.read_versions(collection, list(versions))
     texts = [_document_text(found[address]["doc"]) if address else None for address in ids]
-    return pa.record_batch([pa.array(texts, pa.string())], ["doc"])
+    batch.data = pa.record_batch([pa.array(texts, pa.string())], ["doc"])
 
 
 def version_id(key: str, content: str) -> str:
@@ -336,6 +330,13 @@ def version_id(key: str, content: str) -> str:
 
 def _document_text(document: Mapping[str, Any]) -> str:
     return json.dumps(document, ensure_ascii=False, default=str)
+
+
+# Whether a version of a key says anything after the one before it; a first one does unless it is a deletion.
+CHANGED = """case
+    when before is null then not steps._deleted
+    else (before, before_deleted) <> (steps._hash, steps._deleted)
+end"""
 
 
 class _Table:
@@ -359,10 +360,20 @@ class _Table:
             sql.execute(f"create temporary table incoming ({listed}) on commit drop")
             self._target = "incoming"
 
-    def encoded(self, meta: pa.RecordBatch, data: pa.RecordBatch) -> bytes:
+    def encoded(self, batch: _Batch) -> bytes:
         """A batch as COPY reads it."""
-        whole = pa.record_batch([*meta.columns, *data.columns], [*meta.schema.names, *data.schema.names])
-        return rows.copy_bytes(self._columns, whole)
+        deleted = pa.array(batch.deleted)
+        hashes = batch.hashes if batch.hashes is not None else rows.hashes(batch.data)
+        columns = {
+            "_load": pa.repeat(pa.scalar(self._load, pa.int64()), len(deleted)),
+            "_position": pa.array(batch.positions, pa.int64()),
+            "_page": pa.array(batch.pages, pa.int64()),
+            "_key": pa.array(batch.keys, pa.string()),
+            "_hash": pc.if_else(deleted, NO_HASH, hashes),  # 16 bytes are a uuid to COPY
+            "_deleted": deleted,
+            "_again": pa.repeat(pa.scalar(False), len(deleted)),
+        } | dict(zip(batch.data.schema.names, batch.data.columns, strict=True))
+        return rows.copy_bytes(self._columns, pa.record_batch(columns))
 
     def copy(self, data: bytes) -> None:
         listed = ", ".join(f'"{name}"' for name in self._columns)
@@ -388,50 +399,55 @@ class _Table:
             self._sql.execute(
                 f"""
                 with steps as (
-                    select _position, _deleted, (_hash, _deleted) as now,
-                           lag((_hash, _deleted)) over (partition by _key order by _position) as before
-                    from {self._name} where _load = %(load)s
+                    select _position, _hash, _deleted, lag(_hash) over of_key as before,
+                           lag(_deleted) over of_key as before_deleted
+                    from {self._name} window of_key as (partition by _key order by _position)
+                ), repeats as (
+                    delete from {self._name} as r using steps
+                    where r._position = steps._position and not {CHANGED}
                 )
-                delete from {self._name} as r using steps
-                where r._load = %(load)s and r._position = steps._position
-                  and case when before is null then steps._deleted else before = now end
-                """,
-                {"load": self._load},
+                update {self._name} as r set _again = true from steps
+                where r._position = steps._position and before is not null and {CHANGED}
+                """
             )
-            count -= self._sql.rowcount
+            self._sql.execute(f"select count(*) from {self._name}")
+            count = warehouse.first(self._sql)[0]
         return int(count)
 
     def _insert_versions(self, again_of: int | None) -> int:
+        """Most of what comes again is as it was, and known by its key and hash alone. The keys of the rest, and those
+        that had several versions before, are looked at version by version.
+        """
         listed = ", ".join(f'"{name}"' for name in self._columns)
-        cast = ", ".join(f'"{name}"' + "::numeric" * (kind == "numeric") for name, kind in self._columns.items())
-        self._sql.execute("create index on incoming (_key)")
+        given = {name: f'i."{name}"' + "::numeric" * (kind == "numeric") for name, kind in self._columns.items()}
+        given["_again"] = "before is not null"
+        self._sql.execute("set local work_mem = '128MB'")
         self._sql.execute("analyze incoming")
         self._sql.execute(
             f"""
-            with distinct_versions as (
-                select *, lag(_hash) over (partition by _key order by _position) as before,
-                       lag(_deleted) over (partition by _key order by _position) as before_deleted
-                from incoming
+            with accepted as (
+                select r.* from {self._name} as r
+                join ops.load as l on l.source = %(source)s and l.load = r._load and l.state <> 'rejected'
+            ), doubtful as (
+                select _key from incoming as i
+                where not exists (select from accepted as r where r._key = i._key and r._hash = i._hash)
+                union
+                select _key from {self._name} where _again and _key in (select _key from incoming)
+            ), lines as (
+                select _key, _load, _position, _hash, _deleted from incoming where _key in (select _key from doubtful)
+                union all
+                select _key, _load, _position, _hash, _deleted from accepted
+                where _key in (select _key from doubtful)
+            ), steps as (
+                select *, lag(_hash) over of_key as before, lag(_deleted) over of_key as before_deleted
+                from lines window of_key as (partition by _key order by _load, _position)
             )
             insert into {self._name} ({listed})
-            select {cast} from distinct_versions as i
-            left join lateral (
-                select r._hash as now, r._deleted as now_deleted
-                from {self._name} as r
-                join ops.load as l on l.source = %(source)s and l.load = r._load and l.state <> 'rejected'
-                where r._key = i._key
-                order by r._load desc, r._position desc
-                limit 1
-            ) as current on i.before is null
-            where case
-                when i.before is not null then (i.before, i.before_deleted) is distinct from (i._hash, i._deleted)
-                when i._deleted then now is not null and not now_deleted
-                else now is null or now_deleted or now <> i._hash
-            end
-            and not exists (
-                select from {self._name} as r
-                join ops.load as l on l.source = %(source)s and l.load = r._load and l.state <> 'rejected'
-                where r._key = i._key and r._load >= %(again_of)s
+            select {", ".join(given.values())}
+            from steps join incoming as i using (_load, _position)
+            where {CHANGED}
+              and not exists (
+                select from accepted as r where r._key = steps._key and r._load >= %(again_of)s
             )
             """,
             {"source": self._source, "again_of": again_of},
@@ -447,9 +463,9 @@ class _Table:
         self._sql.execute(
             f"""
             with incoming as (select * from {self._target} where _load = %(load)s)
-            insert into {self._name} (_load, _position, _page, _key, _hash, _deleted)
+            insert into {self._name} (_load, _position, _page, _key, _hash, _deleted, _again)
             select %(load)s, (select max(_position) from incoming) + row_number() over (order by c._key),
-                   (select max(_page) from incoming), c._key, %(no_hash)s::uuid, true
+                   (select max(_page) from incoming), c._key, %(no_hash)s::uuid, true, true
             from (
                 select distinct on (r._key) r._key, r._deleted
                 from {self._name} as r

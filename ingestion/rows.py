@@ -26,21 +26,12 @@ from storage.errors import Problem
 META = {
     "_load": "bigint not null",
     "_position": "bigint not null",
-    "_page": "bigint not null",
+    "_page": "bigint not null",  # position of the page in ops.landing, which has its key and when it was fetched
     "_key": "text not null",
     "_hash": "uuid not null",
     "_deleted": "boolean not null",
+    "_again": "boolean not null",  # whether it follows another version of its key
 }
-META_WIRE = pa.schema(
-    [
-        ("_load", pa.int64()),
-        ("_position", pa.int64()),
-        ("_page", pa.int64()),  # position of the page in ops.landing, which has its key and when it was fetched
-        ("_key", pa.string()),
-        ("_hash", pa.binary()),  # 16 bytes are a uuid to COPY
-        ("_deleted", pa.bool_()),
-    ]
-)
 NAME = re.compile(r"[a-z][a-z0-9_]{0,50}\Z")
 INT64 = 2**63
 DIGITS = 10_000  # of a decimal, on one side of the point: PostgreSQL has room for 16,383 behind it
@@ -86,6 +77,7 @@ def ddl(source: Source, resource: Resource, existing: Mapping[str, str]) -> list
         return [
             f'create table raw."{table}" ({body}, primary key (_load, _position))',
             f'create index on raw."{table}" (_key, _load, _position)',
+            f'create index on raw."{table}" (_key) where _again',
         ]
     added = [f'add column "{name}" {kind}' for name, kind in columns.items() if name not in existing]
     wider = [

@@ -29,7 +29,7 @@ UPSTREAMS = {
 }
 MIDI = (".mid", ".midi", ".kar")
 GRID = "quarter"
-_KEPT = 512  # scores
+_KEPT, _KEPT_NOTES = 512, 300_000  # scores, and their notes
 _TOGETHER = 200  # scores whose earlier rows are looked up at once
 
 # Both resources read the same objects, one after the other in one process: reading each of them once halves the work.
@@ -151,10 +151,14 @@ def _tunes(landed: Landed) -> list[Tune | ScoreError]:
                 found = scores.read(landed.read(), suffix, landed.name)
         except (ScoreError, MidiError) as error:
             raise BadPage(error.reason) from error
-        if len(_read) >= _KEPT:
+        if len(_read) >= _KEPT or sum(_size(tunes) for tunes in (*_read.values(), found)) > _KEPT_NOTES:
             _read.clear()
         _read[key] = found
     return _read[key]
+
+
+def _size(tunes: list[Tune | ScoreError]) -> int:
+    return sum(len(tune.notes) if isinstance(tune, Tune) else 1 for tune in tunes)
 
 
 def _performance(data: bytes, name: str) -> Tune:

@@ -40,14 +40,17 @@ SETTINGS: dict[str, Any] = {
         "scrapy.downloadermiddlewares.retry.RetryMiddleware": None,  # Landing does it, for Retry-After
         "scrapy.downloadermiddlewares.redirect.MetaRefreshMiddleware": None,
         "scrapy.downloadermiddlewares.httpproxy.HttpProxyMiddleware": None,  # a proxy would resolve names for us
-        f"{_HERE}.manners.Turns": 950,
     },
     "SPIDER_MIDDLEWARES": {f"{_HERE}.landing.Following": 1000},
     "HTTPCACHE_ENABLED": True,
     "HTTPCACHE_POLICY": "scrapy.extensions.httpcache.RFC2616Policy",
     "HTTPCACHE_STORAGE": f"{_HERE}.manners.Cache",
     "TWISTED_DNS_RESOLVER": f"{_HERE}.manners.Resolver",
-    "DOWNLOAD_HANDLERS": {"data": None, "file": None, "ftp": None, "s3": None},
+    "DOWNLOAD_HANDLERS": {
+        "http": f"{_HERE}.manners.Wire",
+        "https": f"{_HERE}.manners.Wire",
+        **dict.fromkeys(("data", "file", "ftp", "s3")),
+    },
     "DOWNLOAD_VERIFY_CERTIFICATES": True,
     "DOWNLOAD_TIMEOUT": 60,  # seconds, of a whole answer
     "DOWNLOAD_MAXSIZE": 64 * MB,

@@ -171,7 +171,7 @@ def _is_new(context: Context, source: str, table: str, landed: Landed, sql: curs
 
 def _rests(context: Context) -> bool:
     hours = paging.natural(context.config, "rest_hours")
-    ended = context.cursor.get("ended")
+    ended = str(context.cursor.get("ended") or "")
     return bool(ended) and datetime.now(UTC) - datetime.fromisoformat(ended) < timedelta(hours=hours)
 
 

@@ -146,12 +146,18 @@ class Frontier:
             yield
 
     def resume(self, crawl: str) -> None:
-        """What a crawler that is no more had taken waits again, and so does what failed for a passing reason."""
+        """What a crawler that is no more had taken waits again, and so does what failed and may be had by now.
+
+        A leaf that cannot be had may stay so; a page that leads on cannot be done without.
+        """
         with self._transaction() as sql:
             sql.execute(
-                "update ops.frontier set state = 'waiting', tries = 0, reason = null "
-                "where crawl = %s and (state = 'taken' or (state = 'failed' and not lasting))",
-                (crawl,),
+                """
+                update ops.frontier set state = 'waiting', tries = 0, reason = null
+                where crawl = %s
+                  and (state = 'taken' or (state = 'failed' and not (lasting and request ->> 'callback' = %s)))
+                """,
+                (crawl, LEAF),
             )
 
     def put(self, crawl: str, wanted: Sequence[Wanted]) -> int:

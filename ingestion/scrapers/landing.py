@@ -33,7 +33,7 @@ from twisted.python.failure import Failure
 from ingestion import wire
 from ingestion.journal import BUCKET
 from ingestion.scrapers.frontier import Frontier, Visit, Wanted
-from ingestion.scrapers.manners import Resolver, Robots, Turns, Turnstile
+from ingestion.scrapers.manners import Resolver, Robots, Turnstile, Wire
 from ingestion.web import BUSY, FAILURES, LONGEST_WAIT_S, TRIES, _retry_after
 from storage.errors import Problem
 from storage.objects import Objects
@@ -100,7 +100,8 @@ class LandingSpider(Spider):
 
     def request(self, visit: Visit) -> Request:
         """A request as Scrapy sends it."""
-        meta = {"row": visit.fingerprint, "asked": visit.url, "tries": visit.tries, "redirect_times": visit.redirects}
+        meta = {"row": visit.fingerprint, "tries": visit.tries}
+        meta |= {"hops": visit.redirects, "redirect_times": visit.redirects}
         if visit.landing:
             meta |= {"landing": visit.landing, "content_type": visit.content_type, "dont_cache": True}
         callback: Callable[..., Any] = getattr(self, visit.callback)
@@ -131,7 +132,8 @@ class LandingSpider(Spider):
         elif "robots.txt" in reason:
             away = urlsplit(request.url).netloc in Robots.away
             reason = "has a robots.txt that cannot be had" if away else "is forbidden by robots.txt"
-            lasting = not away
+            refused = _refused(request.url)
+            reason, lasting = refused or reason, bool(refused) or not away
         elif "offsite" in reason:
             reason = "is on another host"
         try:
@@ -192,9 +194,9 @@ class Scheduler:
         try:
             if "row" not in request.meta:
                 return spider.frontier.put(spider.crawl, [spider.wanted(request)]) > 0
-            row = request.meta["row"]
-            if request.url != request.meta["asked"]:
-                spider.frontier.moved(spider.crawl, row, request.url, request.meta.get("redirect_times", 0))
+            row, hops = request.meta["row"], request.meta["redirect_times"]
+            if hops != request.meta["hops"]:
+                spider.frontier.moved(spider.crawl, row, request.url, hops)
             else:
                 spider.frontier.again(spider.crawl, row)
         except Problem as problem:
@@ -263,11 +265,8 @@ class Landing:
     async def process_exception(self, request: Request, exception: Exception) -> Request | None:
         if isinstance(exception, (IgnoreRequest, Problem)):
             return None
-        host = wire.host(request.url)
-        refused = Resolver.refused.get(urlsplit(request.url).hostname or "")
-        if refused and isinstance(exception, CannotResolveHostError):
-            advice = f"if that is meant, name {host} in the option allowed_hosts"
-            raise Lost(f"leads to a private address, {refused}: {advice}", lasting=True)
+        if isinstance(exception, CannotResolveHostError) and (refused := _refused(request.url)):
+            raise Lost(refused, lasting=True)
         if isinstance(exception, DownloadCancelledError):
             raise Lost("gives more bytes than are allowed", lasting=True)
         if isinstance(exception, PASSING):
@@ -282,9 +281,17 @@ class Landing:
         if tries >= TRIES:
             raise Lost(what, lasting=False)
         pause = max(seconds, min(0.25 * 2**tries, 60))
-        Turns.hold(wire.host(request.url), pause)
+        Wire.hold(wire.host(request.url), pause)
         say(f"{wire.host(request.url)} {what}: asking again in {pause:.0f} s")
         return request.replace(dont_filter=True, meta=request.meta | {"tries": tries + 1})
+
+
+def _refused(url: str) -> str:
+    """Why an address is refused; "" when it is not."""
+    parts = urlsplit(url)
+    address = Resolver.refused.get((parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)))
+    advice = f"if that is meant, name {wire.host(url)} in the option allowed_hosts"
+    return f"leads to a private address, {address}: {advice}" if address else ""
 
 
 class _Told:
@@ -323,8 +330,9 @@ class Following:
                 ) from error
         except Problem as problem:
             spider.stop(problem)
-        for nothing in ():  # all of it is in the frontier
-            yield nothing
+        nothing: tuple[Any, ...] = ()  # all of it is in the frontier
+        for one in nothing:
+            yield one
 
 
 def say(text: str) -> None:

@@ -19,20 +19,23 @@ from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, ClassVar, Self
+from urllib.parse import urlsplit
 
 from requests_hardened.ip_filter import InvalidIPAddress, get_ip_address
 from scrapy import Request, Spider
+from scrapy.core.downloader.handlers.http11 import HTTP11DownloadHandler
 from scrapy.crawler import Crawler
 from scrapy.downloadermiddlewares.robotstxt import RobotsTxtMiddleware
 from scrapy.exceptions import IgnoreRequest
 from scrapy.http import Headers, Response
 from scrapy.responsetypes import responsetypes
+from scrapy.robotstxt import RobotParser
 from scrapy.utils.misc import build_from_crawler
 from twisted.internet import threads
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IHostnameResolver, IHostResolution, IResolutionReceiver
+from twisted.internet.interfaces import IHostnameResolver, IHostResolution
 from zope.interface import implementer
 
 from ingestion import wire
@@ -50,33 +53,36 @@ class Turnstile(Web):
         self._wait_for_turn(host)
 
 
-class Turns:
-    """Downloader middleware, the last before the wire: a request waits for its turn, and for what its host asked."""
+class Wire(HTTP11DownloadHandler):
+    """Download handler: a request waits for its turn, and for what its host asked, until the moment it is sent."""
 
     not_before: ClassVar[dict[str, float]] = {}  # host -> time.monotonic() until which it wants to be left alone
-
-    def __init__(self, crawler: Crawler) -> None:
-        self._crawler = crawler
-
-    @classmethod
-    def from_crawler(cls, crawler: Crawler) -> Self:
-        return cls(crawler)
 
     @classmethod
     def hold(cls, host: str, seconds: float) -> None:
         cls.not_before[host] = max(cls.not_before.get(host, 0.0), time.monotonic() + seconds)
 
-    async def process_request(self, request: Request) -> None:
+    async def download_request(self, request: Request) -> Response:
         host = wire.host(request.url)
         while (seconds := self.not_before.get(host, 0.0) - time.monotonic()) > 0:
             await asyncio.sleep(seconds)
         await asyncio.to_thread(self._crawler.spider.turnstile.turn, host)  # type: ignore[union-attr]
+        return await super().download_request(request)
 
 
 class Robots(RobotsTxtMiddleware):
     """robots.txt, where a server that is in trouble forbids everything until it is not."""
 
     away: ClassVar[set[str]] = set()  # hosts whose robots.txt could not be had
+
+    def __init__(self, crawler: Crawler) -> None:
+        super().__init__(crawler)
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    async def robot_parser(self, request: Request) -> RobotParser | None:
+        # one at a time: of several that wait for the same file, Scrapy 2.19 gives it to the first, and None to the rest
+        async with self._locks.setdefault(urlsplit(request.url).netloc, asyncio.Lock()):
+            return await super().robot_parser(request)
 
     async def _parse_robots(self, response: Response, netloc: str, request: Request) -> None:
         if response.status >= 500:
@@ -110,7 +116,7 @@ class Resolver:
     The connection goes to the very address that was looked at.
     """
 
-    refused: ClassVar[dict[str, str]] = {}  # host or host:port -> the address that was refused
+    refused: ClassVar[dict[tuple[str, int], str]] = {}  # host and port -> the address that was refused
 
     def __init__(self, reactor: ReactorBase, allowed: Collection[str]) -> None:
         self._reactor, self._allowed = reactor, {host.lower() for host in allowed}
@@ -120,16 +126,16 @@ class Resolver:
         return cls(reactor, crawler.settings.getlist("ALLOWED_HOSTS"))
 
     def install_on_reactor(self) -> None:
-        self._reactor.installNameResolver(self)  # type: ignore[attr-defined]
+        self._reactor.installNameResolver(self)  # type: ignore[attr-defined,arg-type]
 
     def resolveHostName(  # noqa: N802 - the interface's name
         self,
-        resolutionReceiver: IResolutionReceiver,  # noqa: N803
+        resolutionReceiver: Any,  # noqa: N803 - an IResolutionReceiver
         hostName: str,  # noqa: N803
         portNumber: int = 0,  # noqa: N803
         addressTypes: Sequence[Any] | None = None,  # noqa: ARG002, N803
         transportSemantics: str = "TCP",  # noqa: ARG002, N803
-    ) -> IHostResolution:
+    ) -> _Resolution:
         resolution = _Resolution(hostName)
         resolutionReceiver.resolutionBegan(resolution)
 
@@ -151,7 +157,7 @@ class Resolver:
         try:
             return str(get_ip_address(host, port, allow_loopback=False)[0])
         except InvalidIPAddress as error:
-            self.refused[host] = str(error)
+            self.refused[host, port] = str(error)
             raise
 
 

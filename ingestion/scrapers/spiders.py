@@ -39,11 +39,11 @@ class MutopiaPieces(LandingSpider):
             meta={"turn": turn},
         )
 
-    def _piece(self, piece: int, *, known: bool = False, listed: bool = True) -> Request:
+    def _piece(self, piece: int, *, known: bool = False) -> Request:
         return Request(
             f"{self.url}/cgibin/piece-info.cgi?id={piece}",
             callback=self.leaf,
-            cb_kwargs={"piece": piece, "listed": listed},
+            cb_kwargs={"piece": piece},
             meta={"known": known},
         )
 
@@ -85,7 +85,7 @@ class MutopiaPieces(LandingSpider):
                 CHANGED,
             )
         for piece in missing:
-            yield self._piece(piece, listed=False)
+            yield self._piece(piece)
 
 
 class MutopiaMidi(LandingSpider):

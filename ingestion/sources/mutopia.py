@@ -6,8 +6,8 @@ The markup is that of the site's own scripts, ``MutopiaProject/MutopiaWeb``.
 
 * A run reads the whole listing, and the pages of those pieces that are new or have another date; every
   ``full_every_days`` the pages of all. What the listing has no more is asked for once, and then gone.
-* MIDI follows: a run fetches the files of those pieces that are not here yet or have changed. A file or a zip of
-  several, each of them becomes a row with its bytes in the bucket ``derived``.
+* MIDI follows: a run fetches the files of those pieces that are not here yet or have changed. Each file of a zip lands
+  as a page of its own, as if it had come alone.
 
 A listing that is not as it was fails the crawl; the page of a piece that is not goes to quarantine.
 """
@@ -15,20 +15,22 @@ A listing that is not as it was fails the crawl; the page of a piece that is not
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from typing import Any
-from urllib.parse import quote_plus, urljoin
+from urllib.parse import quote_plus, urljoin, urlsplit
 
 import pyarrow as pa
 from parsel import Selector
 
 from ingestion import archives, paging
-from ingestion.contract import Bad, BadPage, Blob, Context, Gone, Landed, Page, Record, Resource, Source, describe
+from ingestion.contract import Bad, BadPage, Context, Gone, Landed, Page, Record, Resource, Source, describe
 from ingestion.scrapers import crawling
-from ingestion.scrapers.frontier import LEAF
+from ingestion.scrapers.frontier import LEAF, Visit
 from storage.errors import Problem
 
 NAME = "mutopia"
@@ -176,40 +178,27 @@ def _changed(url: str, wanted: str) -> Problem:
     return Problem(f"mutopia: {url} has not {wanted}", "Look at the page: its markup has changed")
 
 
-def parse_midi(landed: Landed) -> Iterator[Record | Bad]:
-    """A MIDI file, or each of a zip."""
+def parse_score(landed: Landed) -> Iterator[Record | Bad]:
+    """A MIDI file, or why there is none."""
     meta = landed.meta
-    if meta.get("failed"):
-        yield Bad({"piece_id": meta["piece"], "url": landed.name}, meta["failed"])
+    reason = meta.get("failed")
+    if not reason:
+        with closing(landed.open()) as file:
+            reason = "" if file.read(4) == b"MThd" else "is no MIDI file: it does not begin with MThd"
+    if reason:
+        yield Bad({"piece_id": meta["piece"], "path": landed.name}, reason)
         return
-    with landed.path() as path:
-        if landed.name.lower().endswith(".zip"):
-            try:
-                for member in archives.members(path, name=landed.name, most_each=LARGEST_MIDI):
-                    if isinstance(member, archives.Refused):
-                        yield Bad({"piece_id": meta["piece"], "file": member.name}, member.reason)
-                    elif member.name.lower().endswith((".mid", ".midi")):
-                        yield _midi(landed, member.name, member.open().read())
-            except Problem as error:
-                raise BadPage(error.what) from error
-            return
-        yield _midi(landed, landed.name.rsplit("/", 1)[1], path.read_bytes())
-
-
-def _midi(landed: Landed, file: str, body: bytes) -> Record | Bad:
-    meta = landed.meta
-    if not body.startswith(b"MThd"):
-        return Bad({"piece_id": meta["piece"], "file": file}, "is no MIDI file: it does not begin with MThd")
-    return {
+    yield {
+        "path": landed.name,
         "piece_id": meta["piece"],
-        "file": file,
-        "midi_object": Blob(body, MIDI, ".mid"),
-        "bytes": len(body),
+        "corpus": NAME,
         "title": meta["title"],
         "composer": meta["composer"],
         "licence": meta["licence"],
         "updated": date.fromisoformat(meta["updated"]),
-        "url": landed.name,
+        "url": meta["url"],
+        "sha256": landed.sha256,
+        "bytes": landed.size,
     }
 
 
@@ -244,9 +233,9 @@ def _fetch_pieces(context: Context) -> Iterator[Page | Gone]:
     for visit in sorted(done.visits, key=lambda one: (one.callback, one.arguments.get("piece", 0))):
         if visit.callback != LEAF or visit.state == "known":
             continue
-        piece, listed = visit.arguments["piece"], visit.arguments["listed"]
-        if visit.state == "landed" and not listed and is_missing(objects.get(*_address(visit.landing or ""))):
-            gone.append(Gone((piece,), cursor))
+        piece = visit.arguments["piece"]
+        if visit.state == "landed" and is_missing(objects.get(*_address(visit.landing or ""))):
+            gone += [Gone((piece,), cursor)] if str(piece) in known else []
         elif visit.state == "landed":
             meta = {"piece": piece}
             pages.append(Page(visit.url, None, cursor, visit.content_type, meta, visit.landing))
@@ -293,7 +282,7 @@ def _known(context: Context) -> dict[str, str]:
         return {str(piece): updated.isoformat() for piece, updated in sql.fetchall()}
 
 
-def _fetch_midi(context: Context) -> Iterator[Page | Gone]:
+def _fetch_scores(context: Context) -> Iterator[Page | Gone]:
     if not str(context.config["url"] or ""):
         return
     failed = {
@@ -325,49 +314,71 @@ def _fetch_midi(context: Context) -> Iterator[Page | Gone]:
     lost = {str(visit.arguments["piece"]): today for visit in visits if visit.state == "failed"}
     cursor["failed"] = failed | lost
     for visit in visits:
-        piece, meta = visit.arguments["piece"], visit.arguments
-        if visit.state != "landed":
-            yield crawling.lost(visit, cursor, meta)
-            continue
-        for file in files.get(piece, []):  # another edition may have other files
-            yield Gone((piece, file), cursor)
-        yield Page(meta["url"], None, cursor, visit.content_type, meta, visit.landing)
+        for path in files.get(visit.arguments["piece"], []):  # another edition may have other files
+            yield Gone((path,), cursor)
+        if visit.state == "landed":
+            yield from _scores(context, visit, cursor)
+        else:
+            yield crawling.lost(visit, cursor, visit.arguments)
     for piece in gone:
-        for file in files[piece]:
-            yield Gone((piece, file), cursor)
+        for path in files[piece]:
+            yield Gone((path,), cursor)
+
+
+def _scores(context: Context, visit: Visit, cursor: dict[str, Any]) -> Iterator[Page]:
+    """The landed file, or each of a zip, under its path at the site."""
+    meta = visit.arguments
+    name = urlsplit(meta["url"]).path.removeprefix(urlsplit(str(context.config["url"])).path).lstrip("/")
+    name = name.removeprefix("ftp/")
+    if not name.endswith(".zip"):
+        yield Page(name, None, cursor, MIDI, meta, visit.landing)
+        return
+    with tempfile.TemporaryDirectory(prefix="lyrebird-") as folder:
+        path = Path(folder) / "zip"
+        context.objects().download(*_address(visit.landing or ""), path)
+        try:
+            for member in archives.members(path, name=name, most_each=LARGEST_MIDI):
+                if isinstance(member, archives.Refused):
+                    yield _refused(f"{name}/{member.name}", member.reason, cursor, meta)
+                elif member.name.lower().endswith((".mid", ".midi")):
+                    yield Page(f"{name}/{member.name}", member.open().read(), cursor, MIDI, meta)
+        except Problem as error:
+            yield _refused(name, error.what, cursor, meta)
+
+
+def _refused(name: str, reason: str, cursor: dict[str, Any], meta: Mapping[str, Any]) -> Page:
+    return Page(name, b"", cursor, MIDI, {**meta, "failed": reason})
 
 
 def _outstanding(context: Context) -> tuple[list[dict[str, Any]], dict[int, list[str]]]:
-    """Pieces whose MIDI is not here, or of another day; and the files that are here, by piece."""
+    """Pieces whose MIDI is not here, or of another day or licence; and the paths that are here, by piece."""
     have: dict[int, list[str]] = {}
-    stand: dict[int, tuple[str, date]] = {}
+    stand: dict[int, tuple[str, date, str]] = {}
     with closing(context.warehouse()) as db, db, db.cursor() as sql:
-        sql.execute("select to_regclass('raw.mutopia_pieces') is not null, to_regclass('raw.mutopia_midi') is not null")
+        sql.execute(
+            "select to_regclass('raw.mutopia_pieces') is not null, to_regclass('raw.mutopia_scores') is not null"
+        )
         described, begun = sql.fetchone() or (False, False)
         if begun:
-            current = _current("piece_id, file, url, updated", "raw.mutopia_midi")
-            sql.execute(f"select piece_id, file, url, updated from ({current}) as c where not _deleted order by 1, 2")
-            for piece, file, url, updated in sql.fetchall():
-                have.setdefault(piece, []).append(file)
-                stand[piece] = (url, updated)
+            columns = "piece_id, path, url, updated, licence"
+            current = _current(columns, "raw.mutopia_scores")
+            sql.execute(f"select {columns} from ({current}) as c where not _deleted order by 1, 2")
+            for piece, path, url, updated, licence in sql.fetchall():
+                have.setdefault(piece, []).append(path)
+                stand[piece] = (url, updated, licence)
         if not described:
             return [], have
-        columns = "piece_id, midi_url, updated, title, composer, licence"
+        columns = "piece_id, midi_url, updated, licence, licence_url, title, composer"
         current = _current(columns, "raw.mutopia_pieces")
         sql.execute(f"select {columns} from ({current}) as c where not _deleted order by piece_id")
         found = sql.fetchall()
-    return [
-        {
-            "piece": piece,
-            "url": url,
-            "updated": updated.isoformat(),
-            "title": title,
-            "composer": composer,
-            "licence": terms,
-        }
-        for piece, url, updated, title, composer, terms in found
-        if stand.get(piece) != (url, updated)
-    ], have
+    wanted = []
+    for piece, url, updated, licence, terms, title, composer in found:
+        under = f"{licence} ({terms})" if terms else licence
+        if stand.get(piece) != (url, updated, under):
+            told = {"title": title, "composer": composer, "licence": under}
+            wanted.append({"piece": piece, "url": url, "updated": updated.isoformat()} | told)
+    return wanted, have
 
 
 def _texts(descriptions: Mapping[str, str], *, required: bool = False) -> list[pa.Field]:
@@ -416,27 +427,27 @@ PIECES = Resource(
     description="Editions, as the page of each tells.",
 )
 
-FILES = Resource(
-    name="midi",
+SCORES = Resource(
+    name="scores",
     schema=pa.schema(
         [
+            describe("path", pa.string(), "path of the file at the site; in a zip <zip>/<file>", required=True),
             describe("piece_id", pa.int64(), "number of the piece at Mutopia", required=True),
-            describe("file", pa.string(), "name of the MIDI file, with its path in the zip", required=True),
-            describe("midi_object", pa.string(), "address of its bytes in the bucket derived", required=True),
-            describe("bytes", pa.int64(), "size of the file", required=True),
-            *_texts({"title": "title of the piece", "url": "where it came from"}, required=True),
-            *_texts({"licence": "licence of the piece when the file was fetched"}, required=True),
+            *_texts({"corpus": "collection, mutopia", "title": "title of the piece"}, required=True),
             *_texts({"composer": "composer of the piece"}),
+            *_texts({"licence": "licence of the piece when the file was fetched, with its address"}, required=True),
             describe("updated", pa.date32(), "day of the piece's last change", required=True),
+            *_texts({"url": "address that it came from", "sha256": "hash of the file"}, required=True),
+            describe("bytes", pa.int64(), "size of the file", required=True),
         ]
     ),
-    key=("piece_id", "file"),
+    key=("path",),
     store="objects",
     mode="merge",
-    fetch=_fetch_midi,
-    parse=parse_midi,
+    fetch=_fetch_scores,
+    parse=parse_score,
     settled=crawling.settled(NAME),
-    description="MIDI files of published editions.",
+    description="MIDI files of the editions.",
 )
 
 SOURCE = Source(
@@ -446,7 +457,7 @@ SOURCE = Source(
     description="Editions of classical music that volunteers typeset, and their MIDI. Off until `url` is set.",
     licence="per piece: public domain or Creative Commons BY or BY-SA",
     cadence="10 3 * * 6",
-    resources=(PIECES, FILES),
+    resources=(PIECES, SCORES),
     config={
         "url": ("", f"address of the site, {SITE}; empty: nothing is asked"),
         "composer": ("", "only of this composer, as the site abbreviates it: BachJS; empty: of all"),

@@ -62,7 +62,7 @@ class Table(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, arbitrary_types_allowed=True)
 
-    name: str = Field(min_length=1, max_length=LONGEST_NAME, pattern=rows.NAME.pattern.removesuffix("\\Z"))
+    name: str
     url: Annotated[sa.URL, BeforeValidator(_read)] = Field(
         repr=False,
         description="SQLAlchemy URL of the database: postgresql+psycopg2://user:password@host/database, "
@@ -120,6 +120,11 @@ OPTIONS = {name: str(field.description) for name, field in Table.model_fields.it
 def defined(name: str, values: object) -> Table:
     """A table of the options file. Raises Problem that names the table and what is wrong with it."""
     where = f"sources.sql_table.tables.{name}"
+    if rows.NAME.match(name) is None or len(name) > LONGEST_NAME:
+        raise Problem(
+            f"{where}: {name!r} is no name for a table",
+            f"Begin with a letter, go on with a-z, 0-9 and _, at most {LONGEST_NAME} characters",
+        )
     if not isinstance(values, Mapping):
         raise Problem(f"{where} is no table of options", f"Write [{where}] with url, table and key")
     unknown = values.keys() - OPTIONS.keys()
@@ -130,11 +135,6 @@ def defined(name: str, values: object) -> Table:
     except ValidationError as error:
         wrong = error.errors(include_url=False, include_input=False)[0]
         option, what = str(wrong["loc"][0]), wrong["msg"]
-        if option == "name":
-            raise Problem(
-                f"{where}: {name!r} is no name for a table",
-                f"Begin with a letter, go on with a-z, 0-9 and _, at most {LONGEST_NAME} characters",
-            ) from None
         said = {"missing": "is missing", "value_error": what.removeprefix("Value error, ")}
         raise Problem(
             f"{where}: {option} {said.get(wrong['type'], f'cannot be so: {what}')}", f"{option}: {OPTIONS[option]}"

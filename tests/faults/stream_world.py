@@ -82,7 +82,7 @@ def consume(
 ) -> None:
     """A run: ingest and judge, as the tasks of the DAG do."""
 
-    def verdict(*arguments: Any) -> Verdict:
+    def verdict(*_: Any, **__: Any) -> Verdict:
         reached("judged")
         return Verdict(accept, "none" if accept else "critical", "" if accept else "not today")
 
@@ -191,7 +191,7 @@ def tables(name: str, settings: Settings) -> dict[str, list[Any]]:
     Numbers of loads and positions in them are left out: they say in which batch a message came, and no more.
     """
     queries = {
-        "detections": "select _key, _hash, _deleted, detection_id, revision, recorder, detected_at, species, "
+        "detections": "select _key, _hash::text, _deleted, detection_id, revision, recorder, detected_at, species, "
         f"confidence, start_s, end_s, clip_id, latitude, longitude from raw.{name}_detections as r",
         "clips": "select _key, _deleted, clip_id, revision, recorder, recorded_at, duration_s, content_type, "
         f"reference, replace(audio_object, '{name}', 'NAME'), bytes from raw.{name}_clips as r",

@@ -67,7 +67,7 @@ class Here:
 
         verdict = Verdict(not rejected, "critical" if rejected else "none", "not today" if rejected else "")
         settings = self.stack.settings("loader")
-        with mock.patch.object(gate, "audit", lambda *_: verdict), suppress(Killed):
+        with mock.patch.object(gate, "audit", lambda *_, **__: verdict), suppress(Killed):
             pipeline.ingest(self.source, settings, say=lambda text: None, reached=reached)
             pipeline.judge(self.source, settings, say=lambda text: None)
 

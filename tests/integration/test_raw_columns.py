@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, date, datetime, timedelta, timezone
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from support import Stack
 
 from ingestion import pipeline
-from ingestion.contract import Context, Landed, Page, Record, Resource, Source, describe
+from ingestion.contract import Context, Gone, Landed, Page, Record, Resource, Source, describe
 from storage import warehouse
 
 KINDS = {
@@ -49,12 +50,21 @@ EDGES: list[Record] = [
 
 
 def source(name: str, kinds: dict[str, pa.DataType], records: list[Any]) -> Source:
-    def fetch(context: Context) -> Iterator[Page]:
+    def fetch(context: Context) -> Iterator[Page | Gone]:
         done = context.cursor.get("done", 0)
         for number in range(done, len(records)):
-            yield Page(str(number), str(number).encode(), {"done": number + 1})
+            if isinstance(records[number], list) and any(isinstance(item, Gone) for item in records[number]):
+                for item in records[number]:  # in their order: a page for each record
+                    cursor = {"done": number + 1}
+                    body = b"" if isinstance(item, Gone) else json.dumps(item).encode()
+                    yield Gone(item.key, cursor) if isinstance(item, Gone) else Page("one", body, cursor)
+            else:
+                yield Page(str(number), str(number).encode(), {"done": number + 1})
 
     def parse(page: Landed) -> Iterator[Any]:
+        if page.name == "one":
+            yield json.loads(page.read())
+            return
         batch = records[int(page.name)]
         if isinstance(batch, pa.RecordBatch):
             yield batch
@@ -167,3 +177,41 @@ def test_repeats_within_a_load_are_one_version(stack: Stack) -> None:
     found = source("repeats", KINDS, [first, [*first[2:]], again])
     load(stack, found)
     assert [(row["id"], row["text"]) for row in stored(stack, found, KINDS)][5:] == [(2, "d")]
+
+
+def test_versions_are_those_of_a_model_whatever_comes_in_whatever_order(stack: Stack) -> None:
+    """Sixty loads of a few keys that change, repeat, vanish and return; some loads are rejected afterwards."""
+    chance = random.Random(7)
+    kinds = {"id": pa.int64(), "text": pa.string(), "bytes": pa.binary()}
+    pages: list[Any] = []
+    current: dict[int, str | None] = {}
+    expected: list[tuple[int, str | None]] = []
+    with closing(warehouse.connect(stack.settings("admin"))) as db:
+        for number in range(60):
+            page = [
+                chance.choice((Gone((key,), {}), {"id": key, "text": chance.choice("ab")}))
+                for key in chance.choices(range(5), k=chance.randrange(1, 8))
+            ]
+            pages.append(page)
+            found = source("model", kinds, pages)
+            load(stack, found)
+            rejected = chance.random() < 0.2
+            with db, db.cursor() as sql:
+                sql.execute(
+                    "update ops.load set state = %s where source = 'model' and load = %s",
+                    ("rejected" if rejected else "published", number + 1),
+                )
+                sql.execute(
+                    "update ops.cursor set cursor = %s where source = 'model'", (json.dumps({"done": number + 1}),)
+                )
+                sql.execute("select id, text from raw.model_things where _load = %s order by _position", (number + 1,))
+                written = sql.fetchall()
+            expected, state = [], dict(current)
+            for item in page:
+                key, text = (item.key[0], None) if isinstance(item, Gone) else (item["id"], item["text"])
+                if state.get(key) != text:
+                    expected.append((key if text else None, text))
+                    state[key] = text
+            assert written == expected, f"load {number + 1}"
+            if not rejected:
+                current = state

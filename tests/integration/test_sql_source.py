@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import sqlalchemy as sa
@@ -26,6 +27,8 @@ from ingestion import catalogue, journal, pipeline
 from ingestion.sources import sql_table
 from storage import warehouse
 from storage.errors import Problem
+from storage.gates import audit as gate
+from storage.gates.audit import Verdict
 from storage.objects import Objects
 
 PASSWORD = "p@ss/w%rd:secret"
@@ -91,11 +94,15 @@ class Upstream:
         self.listed[name] = {option: value for option, value in known.items() if value is not None}
         self.options.write_text(tomli_w.dumps({"sources": {"sql_table": {"tables": {name: self.listed[name]}}}}))
 
-    def ingest(self, judge: bool = True, **options: Any) -> list[str]:
-        """A run: the states that its loads got."""
+    def ingest(self, judge: bool = True, audit: bool = False, **options: Any) -> list[str]:
+        """A run: the states that its loads got. Without ``audit`` the statistics, which take seconds, accept all."""
         source, settings = catalogue.source("sql_table"), self.stack.settings("loader")
-        pipeline.ingest(source, settings, say=self.said.append, **options)
-        found = pipeline.judge(source, settings, say=self.said.append) if judge else {}
+        accepted = (
+            nullcontext() if audit else mock.patch.object(gate, "run", lambda *_, **__: Verdict(True, "none", ""))
+        )
+        with accepted:
+            pipeline.ingest(source, settings, say=self.said.append, **options)
+            found = pipeline.judge(source, settings, say=self.said.append) if judge else {}
         return [state + (f": {reason}" if reason else "") for state, reason in found.values()]
 
     def here(self, name: str, columns: str = "id, value") -> list[tuple[Any, ...]]:
@@ -183,16 +190,16 @@ def test_nothing_listed_is_nothing_to_do(stack: Stack, options: Path) -> None:
 
 def test_changes_come_page_by_page_and_a_second_run_finds_nothing_new(upstream: Upstream) -> None:
     name = upstream.table(named(upstream, "paged"), rows=2_300, batch=300)
-    assert upstream.ingest() == ["published"]
+    assert upstream.ingest(audit=True) == ["published"]
     assert upstream.here(name) == upstream.there(name)
     assert query(upstream.stack, f"select max(pages) from ops.load where resource = '{name}'") == [(8,)]
-    assert upstream.ingest() == []
+    assert upstream.ingest(audit=True) == []
     upstream.touch(name, "id % 100 = 0", "changed")
     upstream.fill(name, range(5_000, 5_050), age=1_000)
-    assert upstream.ingest() == ["published"]
+    assert upstream.ingest(audit=True) == ["published"]
     assert upstream.here(name) == upstream.there(name)
     assert upstream.versions(name) == 2_300 + 23 + 50  # nothing was read as new that was not
-    assert upstream.ingest() == []
+    assert upstream.ingest(audit=True) == []
 
 
 def test_rows_of_the_same_moment_on_both_sides_of_a_page_are_all_read(upstream: Upstream) -> None:
@@ -366,10 +373,11 @@ def test_a_key_of_any_type_is_read_on_from_and_compared(postgres: Upstream, kind
     assert postgres.here(name) == postgres.there(name)
     postgres.do(
         f"insert into {name} select {KEYS[kind]}, i, 'v' || i, '2024-01-02' from generate_series(31, 40) as i",
-        f"delete from {name} where id % 10 = 3",
+        f"delete from {name} where id % 10 = 3 and id < 30",
     )
     assert postgres.ingest() == ["published"]
     assert postgres.here(name) == postgres.there(name)
+    assert len(postgres.here(name)) == 37
     assert postgres.versions(name) == 40  # read on, and not from the beginning
 
 
@@ -545,14 +553,14 @@ def test_evolve_takes_new_columns_wider_types_and_variants(postgres: Upstream) -
     columns = "id int primary key, amount int, code int, note text, updated_at timestamptz not null"
     name = postgres.table("evolves", columns)
     postgres.do("insert into evolves select i, i, i, 'n' || i, '2024-01-01' from generate_series(1, 150) as i")
-    assert postgres.ingest() == ["published"]
+    assert postgres.ingest(audit=True) == ["published"]
     postgres.do(
         "alter table evolves add column colour text default 'grey'",  # changes all rows, and no updated_at
         "alter table evolves alter column amount type numeric(10,2) using amount + 0.25",
         "alter table evolves alter column code type text using 'c' || code",
         "alter table evolves drop column note",
     )
-    assert postgres.ingest() == ["published"]
+    assert postgres.ingest(audit=True) == ["published"]
     there = postgres.there(name, "id, amount, code, colour")
     assert postgres.here(name, "id, amount, code__text, colour") == there
     assert {row[0] for row in postgres.here(name, "coalesce(code::text, note), id")} == {None}
@@ -564,9 +572,9 @@ def test_evolve_takes_new_columns_wider_types_and_variants(postgres: Upstream) -
         "note is no more",
     ):
         assert words in said
-    assert postgres.ingest() == []
+    assert postgres.ingest(audit=True) == []
     postgres.do("alter table evolves alter column code type int using substr(code, 2)::int")
-    assert postgres.ingest() == ["published"]
+    assert postgres.ingest(audit=True) == ["published"]
     assert postgres.here(name, "id, code") == postgres.there(name, "id, code")
     assert {row[0] for row in postgres.here(name, "code__text, id")} == {None}
 

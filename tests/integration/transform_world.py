@@ -28,7 +28,7 @@ from storage import migrate, transform, warehouse
 from storage.settings import Settings, from_variables
 
 PASSWORD = "only-for-tests"
-META = "_load bigint, _position bigint, _page bigint, _key text, _hash uuid, _deleted boolean"
+META = "_load bigint, _position bigint, _page bigint, _key text, _hash uuid, _deleted boolean, _again boolean"
 RAW = {
     "aviary_recordings": "doc jsonb",
     "aviary_audio": "recording_id text, file_name text, sha256 text, bytes bigint, content_type text",

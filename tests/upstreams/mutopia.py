@@ -289,7 +289,8 @@ def _frame(heading: str, body: str) -> str:
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n  <meta charset="utf-8">\n'
         f"  <title>{heading}</title>\n</head>\n<body>\n"
         '  <nav class="navbar"><a class="navbar-brand" href="../index.html">Home</a></nav>\n'
-        f'  <div class="container">\n      <div class="col-sm-12">\n        <h2>{heading}</h2>\n{body}</div>\n  </div>\n'
+        f'  <div class="container">\n      <div class="col-sm-12">\n        <h2>{heading}</h2>\n{body}</div>\n'
+        "  </div>\n"
         '  <footer class="footer"><p class="text-center"><u>Disclaimer:</u></p></footer>\n</body>\n</html>\n'
     )
 

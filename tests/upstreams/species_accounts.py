@@ -1,7 +1,7 @@
 """A double of an encyclopedia on MediaWiki with articles about species, on loopback.
 
 The markup is that of English Wikipedia, as far as it is public in code: the taxonomy box of its ``Module:Autotaxobox``
-(``{|class="infobox biota"``, a row of two cells for each rank, the rank with a colon; copy in ``MASangys/wikipedia.zh``)
+(``{|class="infobox biota"``, a row of two cells for each rank, the rank with a colon; in ``MASangys/wikipedia.zh``)
 with the rows ``Conservation status`` and ``Binomial name`` and ``<span class="binomial">`` that many scrapers select;
 the foot of the skin Vector (``footer-info-lastmod``, ``footer-info-copyright``; stories of ``mediawiki/skins/Vector``)
 with the licence that its pages have named since 2023, CC BY-SA 4.0; headings in ``div.mw-heading`` since MediaWiki 1.43
@@ -104,7 +104,7 @@ class Encyclopedia(FaultyServer):
     def asked(self, what: str) -> list[str]:
         return [path for path, _ in self.requests if what in path]
 
-    def answer(self, path: str, params: dict[str, str]) -> Reply:
+    def answer(self, path: str, params: dict[str, str]) -> Reply:  # noqa: ARG002 - the parent's signature
         if path == "/robots.txt":
             return Reply(200, self.robots.encode(), "text/plain")
         title = unquote(path).removeprefix("/wiki/").replace("_", " ")
@@ -144,7 +144,7 @@ class Encyclopedia(FaultyServer):
             else:
                 body += f'<h2><span class="mw-headline" id="{heading}">{heading}</span>{edit}</h2>'
             body += "".join(f"<p>{escape(paragraph)}</p>" for paragraph in text.split("\n\n"))
-        body += '<div class="mw-heading mw-heading2"><h2>References</h2></div><div class="reflist"><ol><li>A</li></ol></div>'
+        body += '<div class="mw-heading mw-heading2"><h2>References</h2></div><ol><li>A</li></ol>'
         link = "/wiki/Wikipedia:Text_of_the_Creative_Commons_Attribution-ShareAlike_4.0_International_License"
         rights = (
             f'<li id="footer-info-copyright">Text is available under the <a href="{link}">{LICENCE}</a>'
