@@ -26,6 +26,7 @@ UPSTREAMS = {
     "music21_corpus": ("composer", "null", "null"),
     "maestro": ("composer", "title", "split"),
     "midi_archive": ("null", "null", "null"),
+    "mutopia": ("composer", "title", "null"),
 }
 MIDI = (".mid", ".midi", ".kar")
 GRID = "quarter"

@@ -25,7 +25,7 @@ from typing import IO, Any
 from psycopg2.extensions import cursor
 from pydantic import SecretStr
 
-from ingestion import paging, rows, wire
+from ingestion import paging, rows
 from ingestion.contract import Bad, BadPage, Context, Landed, Page
 from ingestion.journal import digest
 from ingestion.scrapers.frontier import LEAF, Frontier, Visit
@@ -177,6 +177,8 @@ def _rests(context: Context) -> bool:
 
 def _check(frontier: Frontier, name: str, source: str) -> None:
     """Raise Problem for what could not be had."""
+    from ingestion import wire
+
     failed = frontier.visits(name, state="failed")
     missing = [visit for visit in failed if not (visit.lasting and visit.callback == LEAF)]
     if missing:
@@ -248,6 +250,8 @@ def _stop(child: subprocess.Popen[str]) -> None:
 
 
 def _last_words(log: IO[str]) -> str:
+    from ingestion import wire
+
     log.seek(0)
     lines = [line.strip() for line in log if line.strip()]
     return wire.shown(lines[-1])[:300] if lines else "it said nothing"

@@ -224,12 +224,13 @@ class Frontier:
         Raises Problem when the crawl comes to more than ``most`` requests; nothing is noted then.
         """
         with self._transaction() as sql:
-            self._put(sql, crawl, wanted)
             sql.execute(
                 "update ops.frontier set state = 'landed', at = clock_timestamp() "
                 "where crawl = %s and fingerprint = %s",
                 (crawl, fingerprint),
             )
+            if not self._put(sql, crawl, wanted):
+                return
             sql.execute("select count(*) from ops.frontier where crawl = %s and state <> 'known'", (crawl,))
             if warehouse.first(sql)[0] > most:
                 raise Problem(

@@ -21,17 +21,19 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote_plus, urljoin, urlsplit
 
 import pyarrow as pa
-from parsel import Selector
 
 from ingestion import archives, paging
 from ingestion.contract import Bad, BadPage, Context, Gone, Landed, Page, Record, Resource, Source, describe
 from ingestion.scrapers import crawling
 from ingestion.scrapers.frontier import LEAF, Visit
 from storage.errors import Problem
+
+if TYPE_CHECKING:
+    from parsel import Selector
 
 NAME = "mutopia"
 SITE = "https://www.mutopiaproject.org"
@@ -160,6 +162,8 @@ def _day(text: str, month: str) -> date | None:
 
 
 def _select(body: bytes) -> Selector:
+    from parsel import Selector
+
     return Selector(text=body.decode("utf-8", "replace").replace("\x00", ""), type="html")
 
 
@@ -182,9 +186,9 @@ def parse_score(landed: Landed) -> Iterator[Record | Bad]:
     """A MIDI file, or why there is none."""
     meta = landed.meta
     reason = meta.get("failed")
-    if not reason:
-        with closing(landed.open()) as file:
-            reason = "" if file.read(4) == b"MThd" else "is no MIDI file: it does not begin with MThd"
+    body = b"" if reason else landed.read()
+    if not reason and not body.startswith(b"MThd"):
+        reason = "is no MIDI file: it does not begin with MThd"
     if reason:
         yield Bad({"piece_id": meta["piece"], "path": landed.name}, reason)
         return
@@ -198,7 +202,7 @@ def parse_score(landed: Landed) -> Iterator[Record | Bad]:
         "updated": date.fromisoformat(meta["updated"]),
         "url": meta["url"],
         "sha256": landed.sha256,
-        "bytes": landed.size,
+        "bytes": len(body),
     }
 
 

@@ -14,15 +14,17 @@ import re
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urljoin
 
 import pyarrow as pa
-from parsel import Selector
 
 from ingestion.contract import Bad, BadPage, Context, Gone, Landed, Page, Record, Resource, Source, describe
 from ingestion.scrapers import crawling
 from storage.errors import Problem
+
+if TYPE_CHECKING:
+    from parsel import Selector
 
 NAME = "species_accounts"
 SITE = "https://en.wikipedia.org/wiki"
@@ -45,6 +47,8 @@ _HEARD = {
 
 def parse(landed: Landed) -> Iterator[Record | Bad]:
     """An article. BadPage that says what is not there."""
+    from parsel import Selector
+
     species = landed.meta["species"]
     if landed.meta.get("failed"):
         yield Bad({"species": species, "url": landed.name}, landed.meta["failed"])

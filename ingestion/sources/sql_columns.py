@@ -35,6 +35,7 @@ KINDS: dict[str, pa.DataType] = {
     "json": pa.json_(),
     "text": pa.string(),
 }
+AS_TEXT = ("numeric", "json")  # in Arrow
 # What holds every value of another kind as it is, and what a column may therefore become.
 HOLDS = {("numeric", "bigint"), ("numeric", "double"), ("timestamp", "date")}
 WIDENS = {("bigint", "numeric"), ("date", "timestamp")}
@@ -298,7 +299,7 @@ def encode(columns: Sequence[Column], rows: Sequence[Sequence[Any]]) -> bytes:
                 misfits.setdefault(number, {})[column.name] = shown
         if column.kind == "numeric":
             values = [None if value is None else format(value, "f") for value in values]
-        arrays.append(pa.array(values, pa.string() if column.kind in ("numeric", "json") else KINDS[column.kind]))
+        arrays.append(pa.array(values, pa.string() if column.kind in AS_TEXT else KINDS[column.kind]))
     fields = [
         pa.field(column.name, array.type, metadata={"kind": column.kind, "of": column.of})
         for column, array in zip(columns, arrays, strict=True)
@@ -314,25 +315,47 @@ def encode(columns: Sequence[Column], rows: Sequence[Sequence[Any]]) -> bytes:
     return bytes(sink.getvalue())
 
 
-def decode(body: bytes) -> Iterator[Record | Bad]:
-    """Records of an encoded page. Fields that are null are left out: a new column changes no row that lacks it.
+def parsed(body: bytes) -> Iterator[Any]:
+    """An encoded page for the pipeline: the batch as it is, or record by record where Arrow has no type for a column.
 
     Raises BadPage for what is no Arrow stream.
     """
+    batch = _read(body)
+    kinds = {_kind(field) for field in batch.schema}  # None: of what does not fit
+    if kinds.isdisjoint((None, *AS_TEXT)):
+        yield batch
+    else:
+        yield from _records(batch)
+
+
+def decode(body: bytes) -> Iterator[Record | Bad]:
+    """Records of an encoded page. Fields that are null are left out: a new column changes no row that lacks it."""
+    yield from _records(_read(body))
+
+
+def _records(batch: pa.RecordBatch) -> Iterator[Record | Bad]:
+    numeric = [field.name for field in batch.schema if _kind(field) == "numeric"]
+    for row in batch.to_pylist():
+        misfit = row.pop(MISFIT, None)
+        record = {name: value for name, value in row.items() if value is not None}
+        for name in numeric:
+            if name in record:
+                record[name] = Decimal(record[name])
+        if misfit:
+            said: dict[str, str] = json.loads(misfit)
+            yield Bad(record | said, "; ".join(f"{name} {what}" for name, what in said.items()))
+        else:
+            yield record
+
+
+def _read(body: bytes) -> pa.RecordBatch:
     try:
-        table = pa.ipc.open_stream(body).read_all()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise BadPage(f"no Arrow stream: {str(error).splitlines()[0]}") from error
-    numeric = [field.name for field in table.schema if (field.metadata or {}).get(b"kind") == b"numeric"]
-    for batch in table.to_batches():
-        for row in batch.to_pylist():
-            misfit = row.pop(MISFIT, None)
-            record = {name: value for name, value in row.items() if value is not None}
-            for name in numeric:
-                if name in record:
-                    record[name] = Decimal(record[name])
-            if misfit:
-                said: dict[str, str] = json.loads(misfit)
-                yield Bad(record | said, "; ".join(f"{name} {what}" for name, what in said.items()))
-            else:
-                yield record
+        with pa.ipc.open_stream(body) as stream:
+            return stream.read_next_batch()
+    except (pa.ArrowInvalid, OSError, StopIteration) as error:
+        raise BadPage(f"no Arrow stream: {next(iter(str(error).splitlines()), 'it is empty')}") from error
+
+
+def _kind(field: pa.Field) -> str | None:
+    kind = (field.metadata or {}).get(b"kind")
+    return kind.decode() if kind else None

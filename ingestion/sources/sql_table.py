@@ -28,7 +28,7 @@ from uuid import UUID
 import pyarrow as pa
 
 from ingestion import rows
-from ingestion.contract import Bad, Context, Cursor, Gone, Landed, Page, Record, Resource, Source
+from ingestion.contract import Context, Cursor, Gone, Landed, Page, Resource, Source
 from ingestion.sources import sql_columns
 from ingestion.sources.sql_columns import Agreement, Column, raw_name
 from ingestion.sources.sql_reader import LONGEST_NAME, OPTIONS, Mode, Reader, Row, defined, opened
@@ -211,10 +211,10 @@ def _digest(key: str) -> str:
     return hashlib.md5(key.encode(), usedforsecurity=False).hexdigest()
 
 
-def parse(page: Landed) -> Iterator[Record | Bad]:
-    """A record a row. A page that tells of a comparison of keys has none."""
+def parse(page: Landed) -> Iterator[Any]:
+    """The page's rows: a batch, or records. A page that tells of a comparison of keys has none."""
     if "comparison" not in page.meta:
-        yield from sql_columns.decode(page.read())
+        yield from sql_columns.parsed(page.read())
 
 
 def _given(agreed: Agreement) -> list[Column]:

@@ -1,71 +1,273 @@
-"""Ingestion: rows appended through the whole pipeline, beside a bare COPY of the same bytes."""
+"""Ingestion beside its peers: rows into PostgreSQL, objects into S3, MIDI into notes, documents into MongoDB.
+
+Ours is always the whole way: landing, journal, checks, hashes, versions, ledger and cursor. The peers do the bare work,
+with the same durability and a primary key. Everything is made up from seeds here.
+"""
 
 from __future__ import annotations
 
-import io
-import json
-import random
+import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
+from itertools import count
+from pathlib import Path
 from typing import Any
 
+import boto3
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
 from support import Stack
 
 from benchmarks import Benchmark
-from ingestion import pipeline, rows
+from ingestion import pipeline
 from ingestion.contract import Context, Landed, Page, Resource, Source, describe
 from storage import warehouse
+from storage.settings import Settings
 
-COLUMNS = 10
-BOUND = 0.6
+PEERS = Path(__file__).parent / "peers"
+ENVIRONMENTS = Path(__file__).parent.parent.parent / ".bench"
+KINDS = {
+    "id": ("bigint", pa.int64()),
+    "name": ("text", pa.string()),
+    "city": ("text", pa.string()),
+    "note": ("text", pa.string()),
+    "amount": ("double precision", pa.float64()),
+    "latitude": ("double precision", pa.float64()),
+    "count": ("bigint", pa.int64()),
+    "flag": ("boolean", pa.bool_()),
+    "day": ("date", pa.date32()),
+    "at": ("timestamptz", pa.timestamp("us", "UTC")),
+}
+SCHEMA = pa.schema([describe(name, kind, name, required=name == "id") for name, (_, kind) in KINDS.items()])
+COLUMNS = ", ".join(f'"{name}" {kind}' for name, (kind, _) in KINDS.items())
+names = count()
 
 
 def benchmarks(stack: Stack, scale: float) -> Iterator[Benchmark]:
-    """Append 100,000 rows of 10 columns."""
-    count = int(100_000 * scale)
-    draw = random.Random(1)
-    records = [
-        {"id": f"{number:09}"} | {f"c{column}": draw.randrange(10**6) for column in range(1, COLUMNS)}
-        for number in range(count)
-    ]
-    body = "".join(json.dumps(record) + "\n" for record in records).encode()
-    text = "".join(rows.copy_line(list(record.values())) for record in records)
-    rounds = iter(range(1000))
+    """All of them, the largest first."""
     settings = stack.settings("loader")
-    made: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="lyrebird-bench-") as folder:
+        yield from rows(settings, stack.settings("admin"), int(1_000_000 * scale), Path(folder))
+        yield from blobs(settings, int(2_000 * scale))
+
+
+# ---------------------------------------------------------------- rows
+
+
+def table(length: int) -> pa.Table:
+    """Rows of ten columns: numbers, texts short and longer, some of them null, times."""
+    draw = np.random.default_rng(1)
+    words = pa.array(["lyre", "bird", "song", "wren", "robin", "thrush", "finch", "tit", "owl", "crow"])
+
+    def word() -> pa.Array:
+        return words.take(pa.array(draw.integers(0, len(words), length)))
+
+    numbers = pa.array(draw.integers(0, 10_000, length))
+    remarks = pc.binary_join_element_wise("remark, number ", numbers.cast(pa.string()), "")
+    columns = [
+        pa.array(np.arange(1, length + 1)),
+        pc.binary_join_element_wise(word(), word(), " "),
+        word(),
+        pc.if_else(pc.less(numbers, 1_500), None, remarks),
+        pa.array(draw.normal(size=length)),
+        pa.array(np.round(draw.uniform(-90, 90, length), 5)),
+        pa.array(draw.integers(0, 10**9, length)),
+        pa.array(draw.integers(0, 2, length).astype(bool)),
+        pa.array(draw.integers(0, 20_000, length).astype("int32")).cast(pa.date32()),
+        pa.array(draw.integers(0, 2 * 10**15, length)).cast(pa.timestamp("us", "UTC")),
+    ]
+    return pa.table(columns, schema=SCHEMA)
+
+
+def csv_source(name: str, files: list[Path], mode: str) -> Source:
+    """A source of CSV files, the next one at each run."""
+
+    def fetch(context: Context) -> Iterator[Page]:
+        done = context.cursor.get("files", 0)
+        if done < len(files):
+            yield Page(files[done].name, files[done], {"files": done + 1}, "text/csv")
+
+    def parse(page: Landed) -> Iterator[pa.RecordBatch]:
+        types = {name: kind for name, (_, kind) in KINDS.items()}
+        convert = pyarrow.csv.ConvertOptions(
+            strings_can_be_null=True, quoted_strings_can_be_null=False, column_types=types
+        )
+        read = pyarrow.csv.ReadOptions(block_size=8 << 20)
+        with page.path() as path, pyarrow.csv.open_csv(path, read_options=read, convert_options=convert) as batches:
+            for batch in batches:
+                yield batch.cast(SCHEMA)
+
+    resource = Resource("rows", SCHEMA, ("id",), fetch, parse, mode=mode)  # type: ignore[arg-type]
+    return Source(name, name, "text", "", "none", "@daily", (resource,))
+
+
+def rows(settings: Settings, admin: Settings, length: int, folder: Path) -> Iterator[Benchmark]:
+    """Append; then, into the same table, the same rows with a tenth of them changed."""
+    first = table(length)
+    moved = np.random.default_rng(2).random(length) < 0.1
+    second = first.set_column(6, SCHEMA.field("count"), pc.add(first["count"], pa.array(moved.astype("int64"))))
+    files = [folder / "first.csv", folder / "second.csv"]
+    for path, data in zip(files, (first, second), strict=True):
+        pyarrow.csv.write_csv(data, path)
+    loaded: list[str] = []
+
+    def append() -> None:
+        loaded.append(f"bench_{next(names)}")
+        pipeline.ingest(csv_source(loaded[-1], files[:1], "append"), settings, say=lambda text: None)
+
+    def copy() -> None:
+        execute(settings, "drop table if exists raw.bare", f"create table raw.bare ({COLUMNS}, primary key (id))")
+        with closing(warehouse.connect(settings)) as db, db, db.cursor() as sql, files[0].open("rb") as file:
+            sql.copy_expert("copy raw.bare from stdin (format csv, header true)", file)
+
+    def same() -> None:
+        differing(settings, f"select {listed()} from raw.{loaded[-1]}_rows", f"select {listed()} from raw.bare")
+
+    yield Benchmark("append rows", "rows/s", length, append, copy, "COPY", 0.6, same)
+    for form, bound in (("insert_values", 2.0), ("csv", 1.0), ("parquet", 1.0)):
+        dataset = f"dlt_{form}"
+        peer = partial(dlt, admin, files[0], dataset, form)
+        theirs = partial(
+            differing,
+            admin,
+            f"select {listed()} from raw.{loaded[-1]}_rows",
+            f'select {listed()} from "{dataset}".rows',
+        )
+        yield Benchmark("append rows", "rows/s", length, append, peer, f"dlt, {form}", bound, theirs, {"dlt": "1.31.0"})
+
+    sources: list[Source] = []
+
+    def loaded_once() -> None:
+        sources.append(csv_source(f"bench_{next(names)}", files, "merge"))
+        pipeline.ingest(sources[-1], settings, say=lambda text: None)
+
+    def change() -> None:
+        pipeline.ingest(sources[-1], settings, say=lambda text: None)
+
+    def first_by_hand() -> None:
+        execute(
+            settings,
+            "drop table if exists raw.by_hand",
+            f"create table raw.by_hand (load bigint not null, {COLUMNS}, primary key (id, load))",
+            f"insert into raw.by_hand select 1, {listed()} from raw.bare",
+        )
+
+    def by_hand() -> None:
+        with closing(warehouse.connect(settings)) as db, db, db.cursor() as sql, files[1].open("rb") as file:
+            sql.execute(f"create temporary table new ({COLUMNS}) on commit drop")
+            sql.copy_expert("copy new from stdin (format csv, header true)", file)
+            sql.execute(
+                f"""
+                insert into raw.by_hand
+                select 2, {listed("new")} from new
+                left join (select distinct on (id) * from raw.by_hand order by id desc, load desc) as now using (id)
+                where now.id is null or ({listed("new")}) is distinct from ({listed("now")})
+                """
+            )
+
+    def same_versions() -> None:
+        differing(
+            settings,
+            f"select _load, {listed()} from raw.{sources[-1].name}_rows",
+            f"select load, {listed()} from raw.by_hand",
+        )
+
+    yield Benchmark(
+        *("load rows again, a tenth changed", "rows/s", length, change, by_hand),
+        *("COPY and INSERT … SELECT by hand", 0.8, same_versions),
+        before_ours=loaded_once,
+        before_peer=first_by_hand,
+    )
+
+
+def dlt(settings: Settings, file: Path, dataset: str, form: str) -> float:
+    """Seconds that dlt takes, in an environment of its own."""
+    execute(settings, f'drop schema if exists "{dataset}" cascade')
+    python = ENVIRONMENTS / "dlt" / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", python.parent.parent], check=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", "-r", PEERS / "dlt.txt"], check=True)
+    dsn = warehouse.url(settings).set(drivername="postgresql").render_as_string(hide_password=False)
+    command = [python, PEERS / "dlt_rows.py", file, dataset, form]
+    done = subprocess.run(command, env=os.environ | {"DSN": dsn}, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    return float(done.stdout.splitlines()[-1])
+
+
+def listed(of: str = "") -> str:
+    """The columns, as SQL lists them."""
+    return ", ".join(f'{of}."{name}"' if of else f'"{name}"' for name in KINDS)
+
+
+def execute(settings: Settings, *statements: str) -> None:
+    with closing(warehouse.connect(settings)) as db, db, db.cursor() as sql:
+        for statement in statements:
+            sql.execute(statement)
+
+
+def differing(settings: Settings, ours: str, theirs: str) -> None:
+    """Raises AssertionError where two queries give different rows."""
+    with closing(warehouse.connect(settings)) as db, db, db.cursor() as sql:
+        sql.execute(
+            f"select count(*) from (({ours}) except all ({theirs}) union all (({theirs}) except all ({ours}))) as d"
+        )
+        if found := warehouse.first(sql)[0]:
+            raise AssertionError(f"{found:,} rows differ between ours and the peer's")
+
+
+# ---------------------------------------------------------------- objects
+
+
+def blobs(settings: Settings, length: int) -> Iterator[Benchmark]:
+    """Files of 300 kB, out of memory, into the object store."""
+    draw = np.random.default_rng(3)
+    block = draw.bytes(300_000)
+    rounds = count()
+
+    def bodies() -> Iterator[bytes]:
+        mark = next(rounds)
+        for number in range(length):
+            yield mark.to_bytes(8, "big") + number.to_bytes(8, "big") + block[16:]
+
+    schema = pa.schema([describe("name", pa.string(), "Name.", required=True)])
+
+    def fetch(context: Context) -> Iterator[Page]:
+        if not context.cursor:
+            for number, body in enumerate(bodies()):
+                yield Page(str(number), body, {"done": True})
+
+    def parse(page: Landed) -> Iterator[dict[str, Any]]:
+        yield {"name": page.name}
 
     def ours() -> None:
-        source = _source(f"bench_{next(rounds)}", body)
-        made.append(source.name)
+        name = f"bench_{next(names)}"
+        resource = Resource("files", schema, ("name",), fetch, parse, store="objects")
+        source = Source(name, name, "birds", "", "none", "@daily", (resource,))
         pipeline.ingest(source, settings, say=lambda text: None)
 
     def peer() -> None:
-        with closing(warehouse.connect(settings)) as db, db, db.cursor() as sql:
-            sql.execute("drop table if exists raw.bench_copy")
-            columns = ", ".join(f"c{column} bigint" for column in range(1, COLUMNS))
-            sql.execute(f"create table raw.bench_copy (id text primary key, {columns})")
-            sql.copy_expert("copy raw.bench_copy from stdin", io.StringIO(text))
+        client = boto3.client(
+            "s3",
+            endpoint_url=settings.s3_endpoint,
+            aws_access_key_id=settings.s3_access_key,
+            aws_secret_access_key=settings.s3_secret_key.get_secret_value(),
+            region_name=settings.s3_region,
+        )
+        prefix = f"bare_{next(names)}"
+        with ThreadPoolExecutor(8) as pool:
+            waiting = [
+                pool.submit(client.put_object, Bucket="landing", Key=f"{prefix}/{number}", Body=body)
+                for number, body in enumerate(bodies())
+            ]
+            for one in waiting:
+                one.result()
 
-    def check() -> None:
-        names = ", ".join(["id", *(f"c{column}" for column in range(1, COLUMNS))])
-        with closing(warehouse.connect(settings)) as db, db, db.cursor() as sql:
-            only_ours = f"(select {names} from raw.{made[-1]}) except (select {names} from raw.bench_copy)"
-            sql.execute(f"select count(*) from ({only_ours}) as d")
-            if warehouse.first(sql)[0]:
-                raise AssertionError("ours and the peer hold different rows")
-
-    yield Benchmark("append rows", "rows/s", count, ours, peer, "COPY", BOUND, check)
-
-
-def _source(name: str, body: bytes) -> Source:
-    def fetch(context: Context) -> Iterator[Page]:
-        yield Page("rows", body, {"done": True})
-
-    def parse(page: Landed) -> Iterator[dict[str, Any]]:
-        yield from map(json.loads, page.read().splitlines())
-
-    fields = [describe("id", pa.string(), "Key.", required=True)]
-    fields += [describe(f"c{column}", pa.int64(), "A number.") for column in range(1, COLUMNS)]
-    resource = Resource(name, pa.schema(fields), ("id",), fetch, parse, mode="append")
-    return Source(name, name, "text", "", "none", "@daily", (resource,))
+    yield Benchmark("land files of 300 kB", "files/s", length, ours, peer, "boto3, 8 threads", 0.8, lambda: None)

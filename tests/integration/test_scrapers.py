@@ -14,14 +14,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from upstreams import hostile_server
 from upstreams import mutopia as site
 from upstreams import species_accounts as wiki
 from upstreams.faulty_server import FaultyServer, Reply
 from upstreams.mutopia import Mutopia
 from upstreams.species_accounts import Encyclopedia
 
-from ingestion import pipeline
+from infra import transforming
+from ingestion import catalogue, pipeline
 from ingestion.contract import Source
+from ingestion.derive import notes
 from ingestion.sources import mutopia, species_accounts
 from storage import warehouse
 from storage.documents import Documents
@@ -29,7 +32,7 @@ from storage.errors import Problem
 from storage.gates import audit
 from storage.gates.audit import Verdict
 from storage.objects import Objects
-from storage.settings import options_file
+from storage.settings import Role, options_file
 
 if TYPE_CHECKING:
     from support import Stack
@@ -75,8 +78,8 @@ def configure(server: FaultyServer, **given: Any) -> None:
     options_file().write_text("\n".join(lines) + "\n")
 
 
-def query(stack: Stack, text: str) -> list[tuple[Any, ...]]:
-    with closing(warehouse.connect(stack.settings("loader"))) as db, db, db.cursor() as sql:
+def query(stack: Stack, text: str, role: Role = "loader") -> list[tuple[Any, ...]]:
+    with closing(warehouse.connect(stack.settings(role))) as db, db, db.cursor() as sql:
         sql.execute(text)
         return sql.fetchall()
 
@@ -94,7 +97,7 @@ def cycle(stack: Stack, source: Source, **given: Any) -> dict[str, list[str]]:
 
 def current(stack: Stack, table: str) -> dict[str, dict[str, Any]]:
     """Key -> the current version in published loads."""
-    source = "species_accounts" if table == "species_accounts" else table.rsplit("_", 1)[0]
+    source = table if table == species_accounts.NAME else table.rsplit("_", 1)[0]
     found = query(
         stack,
         f"select _key, to_jsonb(c) from (select distinct on (r._key) r.* from raw.{table} as r join ops.load as l "
@@ -127,18 +130,33 @@ def same_midi(stack: Stack, server: Mutopia) -> None:
 
 
 def test_a_misbehaving_site_gives_what_it_has(stack: Stack, music: Mutopia) -> None:
+    """Errors, cut pages, and a listing that shifts while it is read: two pieces come, two go."""
     music.faulty = True
+    ordered = sorted(music.pieces.values(), key=lambda one: one.place)
     music.coming = [site.piece(number) for number in (2501, 2502)]
-    music.going = [sorted(music.pieces.values(), key=lambda one: one.place)[position].number for position in (0, 3)]
-    gone = set(music.going)
+    music.going = [ordered[0].number, ordered[3].number]
+    stayed = music.pieces.keys() - set(music.going)
     configure(music)
     assert cycle(stack, mutopia.SOURCE) == {"pieces": ["published"], "scores": ["published"]}
     assert {"429", "503", "cut"} <= set(music.met)
-    # what went after it was listed may be there still, and what came before where we were may be missing
-    assert gone.isdisjoint(music.pieces)
-    cycle(stack, mutopia.SOURCE)
+    assert music.coming == music.going == []
+    assert {f"[{number}]" for number in stayed} <= current(stack, "mutopia_pieces").keys()  # none was missed
+    cycle(stack, mutopia.SOURCE)  # what went after it was listed, and what came before where we were
     same_pieces(stack, music)
     same_midi(stack, music)
+
+
+def test_a_listing_that_loses_pieces_while_it_is_read_is_read_again_from_before(stack: Stack, music: Mutopia) -> None:
+    ordered = sorted(music.pieces.values(), key=lambda one: one.place)
+    music.going = [one.number for one in ordered[:3]]
+    stayed = music.pieces.keys() - set(music.going)
+    configure(music)
+    cycle(stack, mutopia.SOURCE, **ONLY)
+    assert music.going == []
+    starts = [int(params["startat"]) for path, params in music.requests if "make-table" in path]
+    assert starts != sorted(starts)  # it went back
+    assert {f"[{number}]" for number in stayed} <= current(stack, "mutopia_pieces").keys()
+    assert len(music.asked("piece-info")) == len(set(music.asked("piece-info")))
 
 
 def test_a_second_run_asks_for_the_listing_only_and_finds_nothing_new(stack: Stack, music: Mutopia) -> None:
@@ -151,6 +169,18 @@ def test_a_second_run_asks_for_the_listing_only_and_finds_nothing_new(stack: Sta
     assert len(music.asked("make-table")) == 4
     assert music.asked("piece-info") == music.asked("/ftp/") == music.asked("calendar") == []
     assert query(stack, "select count(*) from ops.frontier") == query(stack, "select count(*) from ops.crawl") == [(0,)]
+
+
+def test_a_replay_asks_nobody_and_gives_the_same_tables(stack: Stack, music: Mutopia) -> None:
+    configure(music)
+    cycle(stack, mutopia.SOURCE)
+    music.requests.clear()
+    settings = stack.settings("loader")
+    assert pipeline.replay(mutopia.SOURCE, settings, say=print) == [1, 2]
+    same_pieces(stack, music)
+    same_midi(stack, music)
+    assert music.requests == []
+    assert cycle(stack, mutopia.SOURCE) == {}
 
 
 def test_changes_come_as_versions_and_a_licence_that_moved_on_is_one(stack: Stack, music: Mutopia) -> None:
@@ -278,6 +308,27 @@ def test_private_addresses_are_refused_by_name_by_number_and_behind_a_redirect(s
     assert "private address" in reason
 
 
+def test_endless_files_and_bombs_are_cut_off_and_the_rest_is_here(stack: Stack, music: Mutopia) -> None:
+    big, packed = (music.pieces[number] for number in sorted(music.pieces)[:2])
+    answer = music.answer
+    with hostile_server.serve() as hostile:
+        hostile.on("/big", hostile_server.endless(hostile_server.head(Content_Type="audio/midi")))
+        hostile.on("/bomb", hostile_server.answer(hostile_server.bomb(200), Content_Encoding="gzip"))
+        led = {f"/ftp/{big.midi}": f"{hostile.url}/big", f"/ftp/{packed.midi}": f"{hostile.url}/bomb"}
+
+        def lead(path: str, params: dict[str, str]) -> Reply:
+            return Reply(302, b"", "text/html", {"Location": led[path]}) if path in led else answer(path, params)
+
+        music.answer = lead  # type: ignore[method-assign]
+        configure(music, allowed_hosts=[music.host, hostile.host])
+        assert cycle(stack, mutopia.SOURCE)["pieces"] == ["published"]
+    reasons = query(stack, "select payload::jsonb ->> 'piece_id', reason from ops.quarantine order by id")
+    assert [int(number) for number, _ in reasons] == [big.number, packed.number]
+    assert "more bytes than are allowed" in reasons[0][1]
+    paths = {path for (path,) in query(stack, f"select path from raw.{SCORES}")}
+    assert len(paths) == sum(one.files for one in music.pieces.values()) - big.files - packed.files
+
+
 def test_a_redirect_that_goes_round_ends(stack: Stack, music: Mutopia) -> None:
     configure(music)
     music.moved = music.url
@@ -342,6 +393,22 @@ def test_an_article_that_changed_is_a_version_and_one_that_is_gone_is_gone(stack
     assert query(stack, "select count(*) from raw.species_accounts") == [(7,)]
 
 
+def test_pages_that_have_not_changed_are_not_sent_again(stack: Stack) -> None:
+    with hostile_server.serve() as server:
+        books = Encyclopedia([wiki.article(BIRDS[0])])
+        books.url = server.url
+        server.on("/wiki/Turdus_merula", hostile_server.File(books.answer("/wiki/Turdus_merula", {}).body))
+        values = {"url": f"{server.url}/wiki", "species": [BIRDS[0]], "rest_hours": 0, "allowed_hosts": [server.host]}
+        lines = ["[sources.species_accounts]", *(f"{name} = {json.dumps(value)}" for name, value in values.items())]
+        options_file().write_text("\n".join(lines) + "\n")
+        assert cycle(stack, species_accounts.SOURCE) == {"species_accounts": ["published"]}
+        assert cycle(stack, species_accounts.SOURCE) == {}
+        first, second = (one for one in server.asked if one.path == "/wiki/Turdus_merula")
+    assert "if-none-match" not in first.headers
+    assert second.headers["if-none-match"] == '"v1"'
+    assert current(stack, "species_accounts") == {BIRDS[0]: wiki.expected(books.articles[BIRDS[0]], server.url)}
+
+
 @pytest.mark.parametrize(("changed", "says"), [("box", "has not a taxonomy box"), ("licence", "licence is missing")])
 def test_articles_whose_markup_changed_are_a_rejected_load(
     stack: Stack, birds: Encyclopedia, changed: str, says: str
@@ -391,3 +458,34 @@ def test_no_other_crawl_is_begun_for_a_while(stack: Stack, music: Mutopia) -> No
     cycle(stack, mutopia.SOURCE, **ONLY)
     assert music.asked("Composer=BachJS")
     same_pieces(stack, music)  # what was not asked about is not gone
+
+
+def test_what_was_scraped_reaches_the_models(stack: Stack, music: Mutopia, birds: Encyclopedia) -> None:
+    """MIDI becomes pieces of the training mart, with its licences; articles are rows to read."""
+    configure(birds, species=list(BIRDS))
+    cycle(stack, species_accounts.SOURCE)
+    configure(music)
+    cycle(stack, mutopia.SOURCE)
+    assert cycle(stack, notes.SOURCE) == {"pieces": ["published"], "notes": ["published"]}
+    pipeline.make_tables(catalogue.sources(), stack.settings("loader"))
+    for domain, steps in (("music", ("core", "splits", "marts")), ("birds", ("core",))):
+        for step in steps:
+            transforming.run(domain, step, stack.settings("transformer"), retry=False, say=lambda text: None)
+    mart = "marts_next_music.mart_music_training_pieces"
+    shown = query(stack, f"select piece_id, licence, title from {mart} where source = 'mutopia'", "transformer")
+    files = current(stack, SCORES)
+    excluded = query(stack, "select key from marts_next_music.fct_music_training_exclusions", "transformer")
+    assert {key for key, *_ in shown} | {key for (key,) in excluded} == {f"mutopia/{path}" for path in files}
+    assert {licence for _, licence, _ in shown} == {"public-domain", "CC-BY-SA", "CC-BY"}
+    assert {title for _, _, title in shown} <= {row["title"] for row in files.values()}
+    found = query(
+        stack,
+        "select scientific_name, family, licence, attribution from staging.stg_species_accounts__accounts order by 1",
+        "transformer",
+    )
+    wanted = [wiki.expected(birds.articles[name], birds.url) for name in sorted(BIRDS)]
+    assert found == [
+        (one["species"], birds.articles[one["species"]].family, one["licence"], one["attribution"]) for one in wanted
+    ]
+    pieces = query(stack, "select count(*), count(licence_url) from staging.stg_mutopia__pieces", "transformer")
+    assert pieces == [(len(music.pieces), len(music.pieces))]

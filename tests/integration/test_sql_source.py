@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
@@ -24,13 +26,14 @@ from support import Stack
 from infra.embedded import probes
 from infra.embedded.home import Home
 from ingestion import catalogue, journal, pipeline
-from ingestion.sources import sql_table
+from ingestion.sources import sql_reader
 from storage import warehouse
 from storage.errors import Problem
 from storage.gates import audit as gate
 from storage.gates.audit import Verdict
 from storage.objects import Objects
 
+ROOT = Path(__file__).resolve().parents[2]
 PASSWORD = "p@ss/w%rd:secret"
 COLUMNS = {
     "postgresql": "id bigint primary key, value text, updated_at timestamptz not null",
@@ -71,7 +74,7 @@ class Upstream:
         self.do(f"create table {name} ({columns or COLUMNS[self.backend]})")
         if rows:
             self.fill(name, range(rows))
-        self.list(name, **{"table": name, "key": ["id"], "cursor": ["updated_at", "id"]} | options)
+        self.enlist(name, **{"table": name, "key": ["id"], "cursor": ["updated_at", "id"]} | options)
         return name
 
     def fill(self, name: str, numbers: range, age: int = 86_400) -> None:
@@ -88,7 +91,7 @@ class Upstream:
         shown = moment.isoformat() if self.backend == "postgresql" else f"{moment:%Y-%m-%d %H:%M:%S}"
         self.do(f"update {name} set value = '{value}', updated_at = '{shown}' where {where}")
 
-    def list(self, name: str, **options: Any) -> None:
+    def enlist(self, name: str, **options: Any) -> None:
         """List a table in the options file, alone."""
         known = {"url": self.url.render_as_string(hide_password=False)} | self.listed.get(name, {}) | options
         self.listed[name] = {option: value for option, value in known.items() if value is not None}
@@ -328,7 +331,7 @@ def test_names_of_tables_and_columns_are_quoted_and_made_plain(upstream: Upstrea
         f"insert into {quoted} values (1, 'u', 's', 'ä', 7, 'l', '2024-01-01')",
     )
     name = named(upstream, "wild")
-    upstream.list(name, table=wild, key=["id"], cursor=["changed"])
+    upstream.enlist(name, table=wild, key=["id"], cursor=["changed"])
     upstream.ingest()
     columns = [column for (column,) in query(
         upstream.stack, "select column_name from information_schema.columns where table_schema = 'raw' and "
@@ -344,10 +347,10 @@ def test_a_value_that_python_has_no_type_for_is_named(postgres: Upstream) -> Non
     postgres.table("ancient", "id int primary key, value text, day date, updated_at timestamptz not null")
     postgres.do("insert into ancient values (1, 'x', '0044-03-15 BC', now())")
     for options in ({}, {"mode": "replace", "cursor": None}):
-        postgres.list("ancient", **options)
+        postgres.enlist("ancient", **options)
         with pytest.raises(Problem, match=r"ancient: a value cannot be read: year .* Mend it, or leave its column out"):
             postgres.ingest()
-    postgres.list("ancient", columns=["id", "value", "updated_at"])
+    postgres.enlist("ancient", columns=["id", "value", "updated_at"])
     postgres.ingest()
     assert postgres.here("ancient") == [(1, "x")]
 
@@ -405,10 +408,57 @@ def test_a_view_and_a_table_in_a_schema_of_its_own(postgres: Upstream) -> None:
     postgres.do("create schema sales", f"create table sales.orders ({COLUMNS['postgresql']})",
                 "create view sales.big as select * from sales.orders where id >= 10")  # fmt: skip
     postgres.fill("sales.orders", range(20))
-    postgres.list("big", table="sales.big", key=["id"], cursor=["updated_at"])
+    postgres.enlist("big", table="sales.big", key=["id"], cursor=["updated_at"])
     postgres.ingest()
     assert postgres.here("big") == postgres.there("sales.big")
     assert len(postgres.here("big")) == 10
+
+
+READ = """
+import json, sys
+from ingestion.contract import Context
+from ingestion.sources import sql_columns, sql_table
+from storage.settings import Settings
+options = json.load(sys.stdin)
+source = sql_table.source(options)
+config = {name: default for name, (default, _) in source.config.items()} | options
+rows = 0
+for page in source.resources[0].fetch(Context(config, {}, source.resources[0], None, Settings(), lambda text: None)):
+    body = page.body if isinstance(page.body, bytes) else page.body.read_bytes()
+    rows += next(sql_columns.parsed(body)).num_rows
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(json.dumps({"rows": rows, "kB": int(peak.split()[1])}))
+"""
+
+
+def reading(options: dict[str, Any]) -> dict[str, int]:
+    """How many rows a process of its own reads, and how much memory it ever had."""
+    child = subprocess.run(
+        [sys.executable, "-c", READ], input=json.dumps({"tables": {"t": options}}), cwd=ROOT,
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert child.returncode == 0, child.stderr[-2000:]
+    return dict(json.loads(child.stdout))
+
+
+@pytest.mark.parametrize("mode", ["merge", "replace"])
+@pytest.mark.parametrize("count", [200_000, pytest.param(1_000_000, marks=pytest.mark.long)])
+def test_a_table_of_any_size_is_read_in_the_memory_of_a_page(postgres: Upstream, mode: str, count: int) -> None:
+    peaks = []
+    for rows in (20_000, count):
+        name = f"large_{mode}_{count}_{rows}"
+        postgres.do(
+            f"create table {name} as select i as id, 'value of ' || i as value, i / 3.0::float8 as ratio, "
+            f"timestamptz '2024-01-01' + i * interval '1 s' as updated_at from generate_series(1, {rows}) as i",
+            f"alter table {name} add primary key (id)",
+            f"create index on {name} (updated_at, id)",
+        )
+        postgres.enlist(name, table=name, key=["id"], cursor=["updated_at", "id"], mode=mode)
+        found = reading(postgres.listed[name])
+        assert found["rows"] == rows
+        peaks.append(found["kB"])
+        postgres.do(f"drop table {name}")
+    assert peaks[1] - peaks[0] < 25_000, peaks  # the rows of the larger table have more than that, the pages of it, too
 
 
 # ---------------------------------------------------------------- late commits
@@ -503,12 +553,12 @@ def test_keys_that_are_gone_are_deleted_when_all_keys_are_compared(upstream: Ups
     upstream.ingest()
     upstream.do(f"delete from {name} where id % 10 = 3")
     assert upstream.ingest() == []  # not yet time
-    upstream.list(name, deletions=1e-9)
+    upstream.enlist(name, deletions=1e-9)
     assert upstream.ingest() == ["published"]
     assert upstream.here(name) == upstream.there(name)
     assert len(upstream.here(name)) == 270
     upstream.fill(name, range(3, 4), age=60)  # one comes back
-    upstream.list(name, deletions=24)
+    upstream.enlist(name, deletions=24)
     assert upstream.ingest() == ["published"]
     assert upstream.here(name) == upstream.there(name)
 
@@ -530,7 +580,7 @@ def test_an_empty_or_failed_read_deletes_nothing(upstream: Upstream) -> None:
 def test_a_comparison_that_breaks_off_deletes_nothing(postgres: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
     name = postgres.table("broken_off", rows=700, deletions=1e-9, batch=100)
     postgres.ingest()
-    whole = sql_table.Reader.whole
+    whole = sql_reader.Reader.whole
 
     def breaks_off(self: Any, *arguments: Any) -> Iterator[Any]:
         batches = whole(self, *arguments)
@@ -538,7 +588,7 @@ def test_a_comparison_that_breaks_off_deletes_nothing(postgres: Upstream, monkey
         raise sa.exc.OperationalError("select", {}, Exception("server closed the connection unexpectedly"))
 
     with monkeypatch.context() as patch:
-        patch.setattr(sql_table.Reader, "whole", breaks_off)
+        patch.setattr(sql_reader.Reader, "whole", breaks_off)
         with pytest.raises(Problem, match="closed the connection"):
             postgres.ingest()
     assert len(postgres.here(name)) == 700
@@ -649,7 +699,7 @@ def test_replay_needs_no_source(upstream: Upstream) -> None:
     upstream.ingest()
     upstream.do(f"alter table {name} add column extra integer default 5", f"delete from {name} where id < 20")
     upstream.touch(name, "id = 50", "changed")
-    upstream.list(name, deletions=1e-9)
+    upstream.enlist(name, deletions=1e-9)
     upstream.ingest()
     asked = f"select * from raw.sql_table_{name} order by _load, _position"
     of_cursor = f"select cursor, load from ops.cursor where resource = '{name}'"
@@ -665,11 +715,11 @@ def test_the_password_shows_nowhere(postgres: Upstream, capfd: pytest.CaptureFix
     name = postgres.table("secret", rows=5)
     postgres.ingest()
     wrong = postgres.url.set(password="wr@ng/secret")
-    postgres.list(name, url=wrong.render_as_string(hide_password=False))
+    postgres.enlist(name, url=wrong.render_as_string(hide_password=False))
     with pytest.raises(Problem) as refused:
         postgres.ingest()
     assert "authentication failed" in str(refused.value)
-    postgres.list(name, url=postgres.url.set(query={"sslmode": "secret-mode"}).render_as_string(hide_password=False))
+    postgres.enlist(name, url=postgres.url.set(query={"sslmode": "secret-mode"}).render_as_string(hide_password=False))
     with pytest.raises(Problem) as mistaken:
         postgres.ingest()
     objects = Objects(postgres.stack.settings("loader"))
@@ -724,7 +774,7 @@ def test_a_mistake_is_one_sentence_with_a_way_out(
             'create table twins (id int primary key, "userId" text, user_id text)',
         )
     postgres.listed.pop("wrong", None)
-    postgres.list("wrong", **{"table": "there", "key": ["id"], "cursor": ["id"]} | change(postgres))
+    postgres.enlist("wrong", **{"table": "there", "key": ["id"], "cursor": ["id"]} | change(postgres))
     with pytest.raises(Problem, match=said) as problem:
         postgres.ingest()
     assert problem.value.remedy

@@ -72,7 +72,7 @@ tatoeba_pairs as (
         other.language as part,
         links.other_id::integer as line,
         'en' as source_tag,
-        other.language as target_tag,
+        {{ language_of_tatoeba('other.language') }} as target_tag,
         false as is_regional,
         english.text as raw_source,
         english.text as source_text,
@@ -97,7 +97,7 @@ picked_pairs as (
         language as part,
         translation_id::integer as line,
         'en' as source_tag,
-        language as target_tag,
+        {{ language_of_tatoeba('language') }} as target_tag,
         false as is_regional,
         english as raw_source,
         english as source_text,
@@ -132,9 +132,7 @@ known as (
         {{ normalised_text('pairs.source_text') }} as normalised_source
     from pairs
     left join {{ ref('languages') }} as languages
-        -- Tatoeba names Mandarin and the Persian of Iran where the seed has the language that they are part of
-        on case pairs.target_tag when 'cmn' then 'zho' when 'pes' then 'fas' else pairs.target_tag end
-        in (languages.iso_639_1, languages.iso_639_3)
+        on pairs.target_tag in (languages.iso_639_1, languages.iso_639_3)
     left join {{ ref('text_corpora') }} as corpora on pairs.corpus = corpora.corpus
 ),
 
@@ -146,7 +144,7 @@ ranked as (
             partition by
                 case source when 'manythings' then 'tatoeba' else source end,
                 target_language, source_text, target_text
-            order by is_regional, source desc, corpus, line, record
+            order by is_regional, (source = 'manythings'), corpus, line, record
         ) as nth_copy
     from known
 )
