@@ -257,6 +257,15 @@ def replay(source: Source, as_json: Json = False) -> None:
 
 @app.command()
 @as_role("loader")
+def project(source: Source, as_json: Json = False) -> None:
+    """Make the documents that the warehouse shows of a source again from the document store."""
+    from ingestion import catalogue, pipeline
+
+    show({"documents": pipeline.project(catalogue.source(source), Settings(), say)}, as_json)
+
+
+@app.command()
+@as_role("loader")
 def ledger(
     source: Annotated[str, typer.Argument(help="Only this source.")] = "",
     gaps: Annotated[bool, typer.Option("--gaps", help="Intervals that no finished slice covers.")] = False,

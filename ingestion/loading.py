@@ -319,7 +319,7 @@ def _project(collection: str, batch: _Batch, stores: Stores) -> None:
         versions[address] = {"_id": address, "key": key, "hash": content.hex(), "landing": landing, "doc": document}
     documents.put_versions(collection, list(versions.values()))
     found = documents.read_versions(collection, list(versions))
-    texts = [_document_text(found[address]["doc"]) if address else None for address in ids]
+    texts = [document_text(found[address]["doc"]) if address else None for address in ids]
     batch.data = pa.record_batch([pa.array(texts, pa.string())], ["doc"])
 
 
@@ -328,7 +328,8 @@ def version_id(key: str, content: str) -> str:
     return hashlib.md5(f"{key}\x1f{content}".encode(), usedforsecurity=False).hexdigest()
 
 
-def _document_text(document: Mapping[str, Any]) -> str:
+def document_text(document: Mapping[str, Any]) -> str:
+    """A document as raw shows it."""
     return json.dumps(document, ensure_ascii=False, default=str)
 
 

@@ -521,12 +521,25 @@ class _Ftp(_Remote):
         return self._entry(self._tried(lambda: self._facts(path)), name)
 
     def _facts(self, path: str) -> dict[str, Any]:
+        size = self._size(path)
+        if size is None:
+            return self._info(path)
+        facts: dict[str, Any] = {"size": size}
+        with suppress(ftplib.error_perm):  # not every server tells the time
+            facts["modify"] = self._files.ftp.voidcmd(f"MDTM {path}").split()[-1]
+        return facts
+
+    def _size(self, path: str) -> int | None:
+        """The file's size; None of a server that does not know the question, which is of RFC 3659."""
         ftp = self._files.ftp
         ftp.voidcmd("TYPE I")
-        facts: dict[str, Any] = {"size": ftp.size(path)}
-        with suppress(ftplib.error_perm):  # not every server tells the time
-            facts["modify"] = ftp.voidcmd(f"MDTM {path}").split()[-1]
-        return facts
+        try:
+            size: int | None = ftp.size(path)
+        except ftplib.error_perm as error:
+            if str(error)[:3] not in ("500", "502"):
+                raise
+            return None
+        return size
 
     def _tried(self, call: Callable[[], T]) -> T:
         try:
@@ -544,8 +557,7 @@ class _Ftp(_Remote):
             def rest() -> None:
                 ftp = self._files.ftp
                 ftp.retrbinary(f"RETR {address}", file.write, 1 << 16, rest=file.tell() or None)
-                ftp.voidcmd("TYPE I")
-                if (size := ftp.size(address)) is not None and size != file.tell():
+                if (size := self._size(address)) is not None and size != file.tell():
                     raise EOFError(f"gave {file.tell():,} of {size:,} bytes")
 
             self._tried(rest)

@@ -23,10 +23,19 @@ from typing import Any
 
 import psycopg2
 from psycopg2.extensions import connection
+from psycopg2.extras import execute_values
 
 from ingestion import journal
 from ingestion.contract import Context, Gone, Page, Resource, Source
-from ingestion.loading import Counts, Stores, ensure_table, load_segment, point_cursor
+from ingestion.loading import (
+    Counts,
+    Stores,
+    document_text,
+    ensure_table,
+    load_segment,
+    point_cursor,
+    version_id,
+)
 from storage import settings as given
 from storage import warehouse
 from storage.documents import Documents
@@ -251,6 +260,35 @@ def replay(source: Source, settings: Settings, say: Say = print) -> list[int]:
         loads = _load_sealed(source, stores, Report(source.name), say, lambda stage: None)
         judge_pending(source, stores, settings, say)
     return loads
+
+
+def project(source: Source, settings: Settings, say: Say = print) -> int:
+    """Make the documents that raw shows again from the document store, whatever raw holds. Returns how many.
+
+    Raises Problem when the store has not got one of them: then only a replay from landing helps.
+    """
+    count = 0
+    with _holding(_loading(source), source, settings) as stores, stores.warehouse as db:
+        for resource in source.resources:
+            if resource.store != "documents":
+                continue
+            table = source.table(resource)
+            with db.cursor("versions") as sql, db.cursor() as write:
+                sql.execute(f'select _load, _position, _key, _hash from raw."{table}" where not _deleted')
+                while lines := sql.fetchmany(1_000):
+                    ids = [version_id(key, content.replace("-", "")) for _, _, key, content in lines]
+                    found = stores.documents().read_versions(table, ids)
+                    texts = [document_text(found[address]["doc"]) for address in ids]
+                    execute_values(
+                        write,
+                        f'update raw."{table}" as r set doc = v.doc::jsonb from (values %s) as v (load, position, doc) '
+                        "where r._load = v.load and r._position = v.position",
+                        [(load, position, text) for (load, position, *_), text in zip(lines, texts, strict=True)],
+                        page_size=1_000,
+                    )
+                    count += len(lines)
+                    say(f"{source.name}/{resource.name}: {count:,} documents")
+    return count
 
 
 def replay_quarantine(source: Source, settings: Settings, ids: list[int] | None = None, say: Say = print) -> list[int]:

@@ -36,7 +36,7 @@ def root(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture(params=["ftp", "sftp", "ftp, password in the address"])
+@pytest.fixture(params=["ftp", "sftp", "ftp, password in the address", "ftp, old"])
 def place(request: pytest.FixtureRequest, root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Address of the folder above, with a slash at its end, and the option `storage`."""
     if request.param == "sftp":
@@ -46,8 +46,8 @@ def place(request: pytest.FixtureRequest, root: Path) -> Iterator[tuple[str, dic
             who = {"username": sftp_server.USER, "password": sftp_server.PASSWORD, "known_hosts": str(known)}
             yield f"sftp://{sftp.host}:{sftp.port}/", who
         return
-    with ftp_server.serve(root.parent) as ftp:
-        if request.param == "ftp":
+    with ftp_server.serve(root.parent, old=request.param == "ftp, old") as ftp:
+        if request.param in ("ftp", "ftp, old"):
             yield f"ftp://{ftp.host}:{ftp.port}/", {"username": ftp_server.USER, "password": SECRET}
         else:
             yield f"ftp://{ftp_server.USER}:{quote(SECRET, safe='')}@{ftp.host}:{ftp.port}/", {}

@@ -15,6 +15,7 @@ from ingestion import pipeline
 from ingestion.contract import Bad, BadPage, Context, Gone, Landed, Page, Resource, Source, describe
 from storage import warehouse
 from storage.documents import Documents
+from storage.errors import Problem
 
 SCHEMA = pa.schema(
     [
@@ -266,3 +267,31 @@ def test_replay_rebuilds_rows_documents_and_verdicts(stack: Stack) -> None:
     assert replayed == [1, 2]
     assert snapshot() == before
     assert Documents(stack.settings("loader")).database["again_things"].count_documents({}) == 2
+
+
+def test_what_raw_shows_of_documents_is_made_of_the_document_store(stack: Stack) -> None:
+    upstream = Upstream("shown", store="documents")
+    upstream.pages = [[{"id": "a", "value": 1, "more": {"deep": ["ж"]}}, {"id": "b", "value": 2}]]
+    cycle(stack, upstream)
+    settings = stack.settings("loader")
+    before = current(stack, "shown", "doc")
+    collection = Documents(settings).database["shown_things"]
+
+    def lose_raw() -> None:
+        with closing(warehouse.connect(stack.settings("admin"))) as db, db, db.cursor() as sql:
+            sql.execute("update raw.shown_things set doc = null")
+
+    lose_raw()
+    assert pipeline.project(upstream.source, settings, say=lambda text: None) == 2
+    assert current(stack, "shown", "doc") == before
+    # the store is what counts: what it holds is what raw shows
+    collection.update_one({"key": "b"}, {"$set": {"doc.value": 3}})
+    pipeline.project(upstream.source, settings, say=lambda text: None)
+    assert dict(current(stack, "shown", "doc"))["b"]["value"] == 3
+    collection.drop()
+    lose_raw()
+    with pytest.raises(Problem, match="2 of 2 versions are not in the collection shown_things"):
+        pipeline.project(upstream.source, settings, say=lambda text: None)
+    assert [doc for _, doc in current(stack, "shown", "doc")] == [None, None]
+    pipeline.replay(upstream.source, settings, say=lambda text: None)
+    assert current(stack, "shown", "doc") == before

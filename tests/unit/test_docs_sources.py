@@ -92,7 +92,7 @@ def test_the_example_fits_into_the_catalogue_and_the_warehouse(
     assert "## checklist" in catalogue.page()
     table = example.table(example.resources[0])
     assert table not in {one.table(r) for one in catalogue.sources()[:-1] for r in one.resources}
-    (create, _) = rows.ddl(example, example.resources[0], {})
+    create, *_ = rows.ddl(example, example.resources[0], {})
     assert f'raw."{table}"' in create
 
 

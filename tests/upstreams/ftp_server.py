@@ -20,6 +20,7 @@ from pyftpdlib.ioloop import IOLoop
 from pyftpdlib.servers import FTPServer
 
 USER, PASSWORD = "ann", "hunter/2@home"
+LATER = ("MLSD", "MLST", "SIZE", "MDTM", "FEAT")
 
 
 @dataclass
@@ -34,8 +35,8 @@ class Ftp:
 
 
 @contextmanager
-def serve(folder: Path, *, faulty: bool = False) -> Iterator[Ftp]:
-    """Serve a folder to USER with PASSWORD."""
+def serve(folder: Path, *, faulty: bool = False, old: bool = False) -> Iterator[Ftp]:
+    """Serve a folder to USER with PASSWORD; with ``old`` without what RFC 3659 added in 2007."""
     logging.getLogger("pyftpdlib").setLevel(logging.ERROR)
     people = DummyAuthorizer()
     people.add_user(USER, PASSWORD, str(folder), perm="elr")
@@ -44,6 +45,9 @@ def serve(folder: Path, *, faulty: bool = False) -> Iterator[Ftp]:
         authorizer = people
         auth_failed_timeout = 0
         use_sendfile = False
+        proto_cmds = {  # noqa: RUF012 - as its parent has it
+            name: facts for name, facts in FTPHandler.proto_cmds.items() if not old or name not in LATER
+        }
 
         def pre_process_command(self, line: str, cmd: str, arg: str) -> None:
             server.commands.append(f"{cmd} {arg}".strip())
