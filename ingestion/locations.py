@@ -523,7 +523,10 @@ class _Ftp(_Remote):
     def _facts(self, path: str) -> dict[str, Any]:
         size = self._size(path)
         if size is None:
-            return self._info(path)
+            listed = self._info(path)
+            if listed["type"] == "directory":
+                raise FileNotFoundError(path)
+            return listed
         facts: dict[str, Any] = {"size": size}
         with suppress(ftplib.error_perm):  # not every server tells the time
             facts["modify"] = self._files.ftp.voidcmd(f"MDTM {path}").split()[-1]

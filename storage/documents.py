@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pymongo import MongoClient, UpdateOne
+from pymongo import MongoClient
+from pymongo.collection import Collection
 from pymongo.errors import BulkWriteError, PyMongoError
 
 from storage.errors import Problem
 from storage.settings import Settings
 
 BATCH = 1000
+DUPLICATE = 11000  # the error of a second document with one _id
 
 
 class Documents:
@@ -33,16 +35,13 @@ class Documents:
 
     def put_versions(self, collection: str, versions: Sequence[Mapping[str, Any]]) -> int:
         """Write versions ``{_id, key, doc, …}`` that are not there yet. Returns how many were new."""
-        if not versions:
-            return 0
         new = 0
         try:
             for start in range(0, len(versions), BATCH):
-                writes = [_insert(version) for version in versions[start : start + BATCH]]
-                new += self.database[collection].bulk_write(writes, ordered=False).upserted_count
-        except BulkWriteError as error:
-            first = (error.details or {}).get("writeErrors", [{}])[0].get("errmsg", str(error))
-            raise Problem(f"the document store refused a version for {collection}: {first}") from error
+                batch = {version["_id"]: version for version in versions[start : start + BATCH]}
+                for there in self.database[collection].find({"_id": {"$in": list(batch)}}, {"_id": 1}):
+                    del batch[there["_id"]]
+                new += _insert(self.database[collection], list(batch.values()))
         except PyMongoError as error:
             raise _unreachable(error) from error
         return new
@@ -65,9 +64,19 @@ class Documents:
         return found
 
 
-def _insert(version: Mapping[str, Any]) -> UpdateOne:
-    fields = {name: value for name, value in version.items() if name != "_id"}
-    return UpdateOne({"_id": version["_id"]}, {"$setOnInsert": fields}, upsert=True)
+def _insert(collection: Collection[dict[str, Any]], versions: Sequence[Mapping[str, Any]]) -> int:
+    """Insert versions; another loader may have done so a moment ago. Returns how many were new."""
+    if not versions:
+        return 0
+    try:
+        return len(collection.insert_many(versions, ordered=False).inserted_ids)  # type: ignore[arg-type]
+    except BulkWriteError as error:
+        details = error.details or {}
+        refused = [one for one in details.get("writeErrors", []) if one.get("code") != DUPLICATE]
+        if refused or details.get("writeConcernErrors"):
+            reason = refused[0].get("errmsg") if refused else details["writeConcernErrors"][0]
+            raise Problem(f"the document store refused a version for {collection.name}: {reason}") from error
+        return int(details.get("nInserted", 0))
 
 
 def _unreachable(error: PyMongoError) -> Problem:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
@@ -295,3 +296,16 @@ def test_what_raw_shows_of_documents_is_made_of_the_document_store(stack: Stack)
     assert [doc for _, doc in current(stack, "shown", "doc")] == [None, None]
     pipeline.replay(upstream.source, settings, say=lambda text: None)
     assert current(stack, "shown", "doc") == before
+
+
+def test_versions_are_stored_once_whoever_stores_them(stack: Stack) -> None:
+    documents = Documents(stack.settings("loader"))
+    versions = [{"_id": f"{number}", "doc": {"n": number}} for number in range(2_500)]
+    assert documents.put_versions("once", versions[:1_500]) == 1_500
+    assert documents.put_versions("once", versions) == 1_000
+    assert documents.put_versions("once", []) == 0
+    with ThreadPoolExecutor(4) as pool:
+        news = pool.map(lambda _: documents.put_versions("raced", versions), range(4))
+        assert sum(news) == 2_500
+    assert documents.database["raced"].count_documents({}) == 2_500
+    assert documents.read_versions("raced", ["7", "2499"])["7"]["doc"] == {"n": 7}
