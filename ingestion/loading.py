@@ -181,6 +181,9 @@ class _Parsing:
         if isinstance(record, Bad):
             self._quarantine(page, record.payload, record.reason)
             return
+        if not isinstance(record, dict):
+            self._quarantine(page, record, f"is no record, but {type(record).__name__}")
+            return
         for name, value in record.items():
             if isinstance(value, Blob):
                 record[name] = _put_blob(self._uploads, self._source, value)
@@ -244,7 +247,7 @@ class _Parsing:
     def _quarantine(self, page: Landed, payload: object, reason: str) -> None:
         self.counts.quarantined += 1
         key = tuple(map(payload.get, self._resource.key)) if isinstance(payload, Mapping) else (None,)
-        known = all(isinstance(part, (str, int)) for part in key)
+        known = all(isinstance(part, str) or (isinstance(part, int) and abs(part) < rows.INT64) for part in key)
         self.refused.add(_storable(rows.key_text(key)) if known else None)
         text, reason = _storable(_shown(payload)[:PAYLOAD]), _storable(reason[:1000])
         self._writer.execute(

@@ -117,31 +117,39 @@ _PLAIN: tuple[tuple[Callable[[pa.DataType], bool], type, str], ...] = (
 def _check_value(kind: pa.DataType, value: Any) -> str:
     for test, python, what in _PLAIN:
         if test(kind):
-            return "" if isinstance(value, python) else f"{what}: {value!r:.40}"
+            return "" if isinstance(value, python) else f"{what}: {_brief(value)}"
     if pa.types.is_integer(kind):
         if not isinstance(value, int) or isinstance(value, bool):
-            return f"is no integer: {value!r:.40}"
+            return f"is no integer: {_brief(value)}"
         return "" if -INT64 <= value < INT64 else "does not fit 64 bits"
     if pa.types.is_floating(kind):
         if isinstance(value, int) and not isinstance(value, bool):
             return "" if -INT64 <= value < INT64 else "does not fit 64 bits"
-        return "" if isinstance(value, float) and math.isfinite(value) else f"is no finite number: {value!r:.40}"
+        return "" if isinstance(value, float) and math.isfinite(value) else f"is no finite number: {_brief(value)}"
     if pa.types.is_date(kind):
-        return "" if isinstance(value, date) and not isinstance(value, datetime) else f"is no date: {value!r:.40}"
+        return "" if isinstance(value, date) and not isinstance(value, datetime) else f"is no date: {_brief(value)}"
     if pa.types.is_decimal(kind):
         if not isinstance(value, Decimal) or not value.is_finite():
-            return f"is no finite decimal: {value!r:.40}"
+            return f"is no finite decimal: {_brief(value)}"
         return "" if abs(value.adjusted()) <= DIGITS else f"has more than {DIGITS:,} digits"
     if pa.types.is_timestamp(kind):
         zone = "a" if kind.tz else "no"
         fits = isinstance(value, datetime) and bool(value.tzinfo) == bool(kind.tz)
-        return "" if fits else f"is no time with {zone} zone: {value!r:.40}"
+        return "" if fits else f"is no time with {zone} zone: {_brief(value)}"
     if pa.types.is_list(kind):
         if not isinstance(value, (list, tuple)):
-            return f"is no list: {value!r:.40}"
+            return f"is no list: {_brief(value)}"
         items = (item for item in value if item is not None)
         return next((f"holds what {why}" for item in items if (why := _check_value(kind.value_type, item))), "")
     return _check_json(value) if isinstance(kind, pa.JsonType) else ""
+
+
+def _brief(value: Any) -> str:
+    """A value for people, even one that is deeper than Python's stack or has more digits than it writes."""
+    try:
+        return f"{value!r:.40}"
+    except (RecursionError, ValueError):
+        return f"a {type(value).__name__}"
 
 
 def _check_json(value: Any) -> str:
@@ -149,7 +157,7 @@ def _check_json(value: Any) -> str:
     try:
         reason = _unstorable(json.loads(value))
     except (TypeError, ValueError, RecursionError):
-        return f"is no JSON: {value!r:.40}"
+        return f"is no JSON: {_brief(value)}"
     return f"holds JSON that {reason}" if reason else ""
 
 

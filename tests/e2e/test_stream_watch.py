@@ -13,6 +13,8 @@ from support import Stack
 from upstreams.recorder import Recorder
 
 from infra.chain import Airflow
+from infra.embedded import probes
+from infra.embedded.home import Home
 from ingestion import catalogue, pipeline
 from storage import warehouse
 from storage.stream import Stream
@@ -46,9 +48,11 @@ def test_the_triggerer_starts_a_run_when_enough_messages_wait_and_none_before(st
 
     until(lambda: DAG in {dag["dag_id"] for dag in api.call("GET", "dags", params={"limit": 200})["dags"]})
     api.call("PATCH", f"dags/{DAG}", json={"is_paused": False})
+    # Airflow begins to watch when it reads the file the next time, which is every five minutes
+    api.call("PUT", f"parseDagFile/{api.call('GET', f'dags/{DAG}')['file_token']}")
     try:
-        its_own = stack.settings("admin").model_copy(update={"postgres_database": "airflow"})
-        with closing(warehouse.connect(its_own)) as db, db, db.cursor() as sql:
+        its_own = probes.connect_postgres(Home.at(stack.home).ports(), Home.at(stack.home).passwords(), "airflow")
+        with closing(its_own) as db, db, db.cursor() as sql:
             asked = "select count(*) from trigger where triggerer_id is not null and classpath like '%Arrivals'"
             until(lambda: _one(sql, asked, db) == 1)  # the triggerer has it
             RECORDER.send(server, "yard", slice(0, 60))

@@ -26,6 +26,7 @@ from upstreams import mutopia as site
 from upstreams.mutopia import Mutopia
 
 from ingestion import pipeline
+from ingestion.scrapers.__main__ import SETTINGS
 from ingestion.sources import mutopia
 from storage import roles, warehouse
 from storage.errors import Problem
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED = 20
-KILLS = 3  # of a crawl, one after another
+KILLS = 3  # of a crawl, one after another, each with another soon after
+AT_ONCE = SETTINGS["CONCURRENT_REQUESTS"]
 PATIENCE_S = 120
 QUIET = {"say": lambda text: None}
 LOADER = (
@@ -180,6 +182,8 @@ def test_a_crawler_killed_while_it_asks_goes_on_where_it_was(stack: Stack, music
     finish(stack)
     assert not [one for one in music.requests[begun:] if one in told]
     same(stack, music)
+    pages = [(path, *params.items()) for path, params in music.requests if path != "/robots.txt"]
+    assert len(pages) - len(set(pages)) <= 2 * KILLS * AT_ONCE  # what was under way when it was killed, and no more
 
 
 @pytest.mark.parametrize(

@@ -155,18 +155,18 @@ def test_a_host_that_fails_is_left_alone_by_all_processes_and_comes_back(
 ) -> None:
     settings = stack.settings("loader")
     url = server.on("/", answer(status=503))
-    with workers((meets, (settings, server.host, FAILURES, 2.0))) as words:
+    with workers((meets, (settings, server.host, FAILURES, 600.0))) as words:
         assert all("answered 503" in said for said in words(FAILURES))
     assert len(server.asked) == FAILURES * TRIES
-    here = web(settings, server.host, rest=2.0)
-    with pytest.raises(Problem, match="failed 5 times in a row and is left alone for 2 seconds"):
+    here = web(settings, server.host, rest=600)
+    with pytest.raises(Problem, match="failed 5 times in a row and is left alone for 600 seconds"):
         here.get(url)
-    with workers((meets, (settings, server.host, 2, 2.0))) as words:
+    with workers((meets, (settings, server.host, 2, 600.0))) as words:
         assert all("is left alone" in said for said in words(2))
     assert len(server.asked) == FAILURES * TRIES
     server.on("/", answer(b"good"))
-    time.sleep(3)
-    with workers((meets, (settings, server.host, 1, 2.0))) as words:
+    time.sleep(1)
+    with workers((meets, (settings, server.host, 1, 0.5))) as words:  # as if the 600 seconds were over
         assert words(1) == [""]
     found = here.get(url)
     assert found is not None

@@ -50,6 +50,7 @@ RAW = {
         "clip_id text, revision bigint, recorder text, recorded_at timestamptz, duration_s double precision, "
         "content_type text, reference text, audio_object text, bytes bigint"
     ),
+    "species_accounts": "doc jsonb",
     "clips": (
         "clip_id text, source text, recording_key text, audio_sha256 text, audio_key text, start_s double precision, "
         "end_s double precision, sample_rate int, samples int, clip_object text, rms_db double precision, "
@@ -60,8 +61,16 @@ RAW = {
         "path text, corpus text, composer text, title text, split text, year bigint, duration_s double precision, "
         "audio_filename text, sha256 text, bytes bigint, licence text"
     ),
-    "midi_archive_scores": (
-        "path text, file text, corpus text, licence text, etag text, sha256 text, bytes bigint"
+    "midi_archive_scores": ("path text, file text, corpus text, licence text, etag text, sha256 text, bytes bigint"),
+    "mutopia_pieces": (
+        "piece_id bigint, title text, instruments text, composer text, style text, licence text, licence_url text, "
+        "updated date, music_id text, midi_url text, page_url text, opus text, metre text, lyricist text, "
+        "arranger text, composed text, edition text, typeset text, collections text, maintainer text, "
+        "more_information text"
+    ),
+    "mutopia_scores": (
+        "path text, piece_id bigint, corpus text, title text, composer text, licence text, updated date, url text, "
+        "sha256 text, bytes bigint"
     ),
     "notes_pieces": (
         "piece_id text, source text, path text, number int, corpus text, title text, composer text, "
@@ -99,10 +108,13 @@ KEYS = {
     "gbif_sounds_occurrences": ("key",),
     "field_recorder_detections": ("detection_id", "revision"),
     "field_recorder_clips": ("clip_id", "revision"),
+    "species_accounts": ("species",),
     "clips": ("clip_id",),
     "music21_corpus_scores": ("path",),
     "maestro_scores": ("path",),
     "midi_archive_scores": ("path",),
+    "mutopia_pieces": ("piece_id",),
+    "mutopia_scores": ("path",),
     "notes_pieces": ("piece_id",),
     "notes": ("piece_id", "note"),
     "piano_roll_files_pieces": ("piece_id",),
@@ -122,6 +134,8 @@ SOURCES = (
     "music21_corpus",
     "maestro",
     "midi_archive",
+    "mutopia",
+    "species_accounts",
     "notes",
     "piano_roll_files",
     "gettext_catalogues",
