@@ -18,7 +18,7 @@ from unittest import mock
 import pytest
 import sqlalchemy as sa
 import tomli_w
-from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import HealthCheck, Phase, example, given, seed, settings
 from hypothesis import strategies as st
 from support import Stack
 from upstreams.changing_table import ALTER, DELETE, LAG, WAIT, WRITE, There
@@ -118,11 +118,16 @@ def options(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 RUN = st.tuples(st.just("run"), st.none() | st.integers(1, STAGES), st.booleans())
 EVENTS: st.SearchStrategy[list[tuple[Any, ...]]] = st.lists(WRITE | DELETE | WAIT | ALTER | RUN | RUN, max_size=9)
 MODES = st.sampled_from(["merge", "replace", "append"])
+# a row is gone, and comes back just as it was
+BACK_AGAIN: list[tuple[Any, ...]] = [
+    ("write", [(1, 0, 0), (2, 0, 0)]), ("run",), ("delete", [2]), ("run",), ("write", [(2, 0, 0)]),
+]  # fmt: skip
 
 
 @seed(1)
 @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), phases=PHASES)
 @given(EVENTS, MODES, st.integers(1, 4))
+@example(events=BACK_AGAIN, mode="merge", batch=1)
 def test_the_current_table_is_the_one_there_whatever_happened(
     stack: Stack, options: Path, tmp_path_factory: pytest.TempPathFactory, events: list[Any], mode: str, batch: int
 ) -> None:
