@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
 from pydantic import SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from storage.errors import Problem
 
@@ -119,12 +119,26 @@ def watched_stream() -> str:
     return url
 
 
+class _Given(Settings):
+    """Settings that look nowhere but into what they are given."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003
+        init_settings: PydanticBaseSettingsSource,
+        *others: PydanticBaseSettingsSource,  # noqa: ARG003
+        **more: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+
 def from_variables(variables: dict[str, str]) -> Settings:
     """Settings out of ``LYREBIRD_*`` variables, whatever the process's own environment says."""
     prefix = "LYREBIRD_"
     values = {name.removeprefix(prefix).lower(): value for name, value in variables.items() if name.startswith(prefix)}
     known = {name: value for name, value in values.items() if name in Settings.model_fields}
-    return Settings.model_validate(known)
+    return _Given.model_validate(known)
 
 
 def options_file() -> Path:

@@ -20,6 +20,7 @@ import lzma
 import multiprocessing
 import os
 import random
+import re
 import resource
 import struct
 import tarfile
@@ -37,7 +38,6 @@ from typing import Any
 SECONDS = 20.0
 MEGABYTES = 700
 _PROCESSES = multiprocessing.get_context("spawn")
-_META = {"source": "s", "corpus": "c", "composer": None, "licence": "l", "recording_key": "r", "audio_sha256": "0"}
 _ODD = [
     *(0, 1, -1, 0.5, -0.0, 1e308, -1e-308, 2**31, 2**63, -(2**63) - 1, 2**64, 10**30, True, False, None),
     *("", "x", "\x00", "\ud800", "..", "é" * 50, "9" * 400, "1e999", "2024-02-30", "-1", "NaN", "null", "a\nb"),
@@ -337,24 +337,24 @@ def read_score(body: bytes) -> None:
 
 
 def read_json(body: bytes) -> None:
-    from upstreams.landed_bytes import LandedBytes
+    from upstreams.landed_bytes import META, LandedBytes
 
     from ingestion import catalogue
     from ingestion.contract import Bad, BadPage, Blob
-    from ingestion.rows import check, hash_text, key_text
+    from ingestion.rows import check, hash_of, key_text
 
     refusals, kept = [], 0
     for each in (one for source in catalogue.sources() if not source.simulated for one in source.resources):
         if each.store == "objects":
             continue
         try:
-            for record in each.parse(LandedBytes(body, "jsb_chorales/x-quarter.json", **_META)):
+            for record in each.parse(LandedBytes(body, "jsb_chorales/x-quarter.json", **META)):
                 if isinstance(record, Bad):
                     assert record.reason.strip()
                 elif not check(each, {k: v.suffix if isinstance(v, Blob) else v for k, v in record.items()}):
                     kept += 1
                     key_text(tuple(map(record.get, each.key)))
-                    hash_text(record)
+                    hash_of(each, {k: v.suffix if isinstance(v, Blob) else v for k, v in record.items()})
         except BadPage as refusal:
             refusals.append(str(refusal).strip())
     if refusals and not kept:
@@ -413,7 +413,7 @@ def _serve(line: Connection, reads: Callable[[str, bytes], None]) -> None:
 
 
 def _peak_megabytes() -> int:
-    """The most memory this process has had. getrusage would count its parent's too, from before it was one of its own."""
+    """The most memory this process has had; getrusage counts its parent's too, from before it was on its own."""
     status = Path("/proc/self/status")
     if status.exists():
         return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) >> 10  # type: ignore[index]

@@ -24,7 +24,7 @@ import pytest
 import soundfile
 from support import Stack
 from upstreams.hostile_server import Deed, HostileServer, answer, endless, head, serve, trickle
-from upstreams.landed_bytes import LandedBytes
+from upstreams.landed_bytes import META, LandedBytes
 
 from ingestion import archives, catalogue, pipeline
 from ingestion.contract import Bad, BadPage, Context, Landed, Page, Record, Resource, Source, describe
@@ -34,7 +34,6 @@ from storage.media import audio, frames, midi, scores
 from storage.objects import Objects
 
 DEEP = b"[" * 10_000 + b"]" * 10_000
-META = {"source": "s", "corpus": "c", "composer": None, "licence": "l", "recording_key": "r", "audio_sha256": "0"}
 
 
 class Upstream:

@@ -217,7 +217,7 @@ class World:
 
     @staticmethod
     def _version(sql: Any, table: str, load: int, position: int, key: str, deleted: bool, data: dict[str, Any]) -> None:
-        digest = hashlib.md5(json.dumps(data, sort_keys=True).encode()).hexdigest()
+        digest = hashlib.md5(json.dumps(data, sort_keys=True).encode(), usedforsecurity=False).hexdigest()
         columns = ["_load", "_position", "_page", "_key", "_hash", "_deleted", *data]
         values = [load, position, 0, key, digest, deleted, *data.values()]
         marks = ", ".join(["%s"] * len(values))

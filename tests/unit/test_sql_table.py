@@ -296,9 +296,7 @@ def test_rows_behind_a_position_are_those_of_the_order(values: list[tuple[int, .
         for row in values:
             db.exec_driver_sql("insert into t values (?, ?, ?)", row)
         for position in {row[:width] for row in values}:
-            statement: Any = sa.select(
-                sa.literal_column("a"), sa.literal_column("b"), sa.literal_column("c")
-            )
+            statement: Any = sa.select(sa.literal_column("a"), sa.literal_column("b"), sa.literal_column("c"))
             found = db.execute(statement.select_from(sa.table("t")).where(sql_reader._after(order, position)))
             assert {tuple(row) for row in found} == {row for row in values if row[:width] > position}
 

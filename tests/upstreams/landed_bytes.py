@@ -13,6 +13,13 @@ from typing import Any, BinaryIO
 
 from ingestion.contract import Landed
 
+# What any source's fetch may have noted of a page.
+META: dict[str, Any] = {
+    **{"source": "s", "corpus": "c", "composer": None, "licence": "l", "recording_key": "r", "audio_sha256": "0"},
+    **{"language": "deu", "languages": ["eng", "deu"], "sentences": "landing/s/0", "cc0": "landing/s/0"},
+    **{"species": "Turdus merula", "piece": "1", "title": "t", "updated": "2024-05-01", "url": "u"},
+}
+
 
 class LandedBytes(Landed):
     """A page as parse sees it, out of memory."""
