@@ -86,7 +86,7 @@ def record(command: str) -> str:
 def _anonymous(line: str) -> str:
     """Without the folders of this machine and without colours."""
     line = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line)
-    for folder, name in ((checkout(), "."), (Path.home(), "~")):
+    for folder, name in ((checkout(), "."), (Path.home(), "~"), (checkout().parent, "..")):
         line = line.replace(str(folder), name)
     return line
 

@@ -86,19 +86,21 @@ def browser() -> Iterator[Browser]:
             stderr=subprocess.DEVNULL,
         )
         try:
-            yield Browser(_tab(port))
+            with connect(_tab(port), max_size=None) as socket:
+                yield Browser(socket)
         finally:
             child.terminate()
             child.wait(10)
 
 
-def _tab(port: int, seconds: int = 30) -> ClientConnection:
+def _tab(port: int, seconds: int = 30) -> str:
+    """Address of the browser's only tab, once it is there."""
     end = time.monotonic() + seconds
     while True:
         try:
             tabs = requests.get(f"http://127.0.0.1:{port}/json", timeout=5).json()
             page = next(tab for tab in tabs if tab["type"] == "page")
-            return connect(page["webSocketDebuggerUrl"], max_size=None)
+            return str(page["webSocketDebuggerUrl"])
         except (requests.RequestException, StopIteration):
             if time.monotonic() > end:
                 raise

@@ -57,7 +57,6 @@ def current(settings: Settings, table: str, column: str, order: str = "1") -> li
 
 
 def test_scores_become_notes_and_go_with_their_scores(settings: Settings, options: Any) -> None:
-    pytest.importorskip("music21", reason="needs the package music21 (extra demo)")
     options("music21_corpus", collections="bach-chorales", limit=3)
     assert ingest("music21_corpus", settings)["scores"]["versions"] == 3
     first = ingest("notes", settings)

@@ -67,7 +67,6 @@ def test_overlap_tells_settings_of_one_melody_apart() -> None:
 @pytest.fixture(scope="module")
 def bach() -> dict[str, list[Frames]]:
     """music21's chorales as frames, by fingerprint."""
-    pytest.importorskip("music21", reason="needs the package music21 (extra demo)")
     scores = music21_corpus.SOURCE.resources[0]
     context = Context({"collections": "bach-chorales", "limit": 0}, {}, scores, None, Settings(), lambda text: None)
     found: dict[str, list[Frames]] = defaultdict(list)

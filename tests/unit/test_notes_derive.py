@@ -73,7 +73,6 @@ def test_parsing_twice_gives_the_same_and_leaves_no_trace_of_changes() -> None:
 
 
 def test_a_tune_book_gives_its_good_tunes_and_shows_the_broken_one() -> None:
-    pytest.importorskip("music21", reason="needs the package music21 (extra demo)")
     page = landed("tunes.abc")
     found = list(PIECES.parse(page))
     assert [piece["piece_id"] for piece in records(found)] == ["golden/tunes#1", "golden/tunes#7"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +72,13 @@ def test_voices_are_the_singers_where_a_choir_is_named() -> None:
 
 @pytest.mark.parametrize("sharps", range(-7, 8))
 def test_keys_are_named_as_music21_names_them(sharps: int) -> None:
-    key = pytest.importorskip("music21.key", reason="needs the package music21 (extra demo)")
+    key = import_module("music21.key")
     for mode in ("major", "minor", "dorian", "phrygian", "lydian", "mixolydian"):
         tonic = key.KeySignature(sharps).asKey(mode).tonic.name.replace("-", "b")
         assert scores._key_name(sharps, mode) == f"{tonic} {mode}"
 
 
 def test_abc_tunes_are_read_one_by_one() -> None:
-    pytest.importorskip("music21", reason="needs the package music21 (extra demo)")
     first, broken, last = scores.read((GOLDEN / "tunes.abc").read_bytes(), ".abc", "tunes.abc")
     assert isinstance(first, Tune)
     assert (first.number, first.title, first.key_signature, first.tempo_bpm) == (
@@ -99,7 +99,6 @@ def test_abc_tunes_are_read_one_by_one() -> None:
 
 
 def test_kern_is_read() -> None:
-    pytest.importorskip("music21", reason="needs the package music21 (extra demo)")
     lines = ["**kern\t**kern", "*M4/4\t*M4/4", "=1\t=1", "4C\t4c", "4D\t4d", "[2E\t2e", "=2\t=2", "4E]\t4f", "4F\t4g"]
     kern = "\n".join([*lines, "2G\t2a", "==\t==", "*-\t*-", ""])
     tune = one(kern.encode(), ".krn")
@@ -146,7 +145,7 @@ def test_an_archive_that_unpacks_to_too_much_is_refused(monkeypatch: pytest.Monk
 def test_musicxml_agrees_with_music21_on_the_chorales() -> None:
     """Every twentieth chorale, note for note. (Of all 409, two differ: bwv171.6, where music21 counts useless
     ``forward`` elements as rests, and bwv130.6, whose last measure it cuts to the singers' notes.)"""
-    music21 = pytest.importorskip("music21", reason="needs the package music21 (extra demo)")
+    music21 = import_module("music21")
     from music21.musicxml.xmlToM21 import MusicXMLImporter
 
     folder = Path(music21.__file__).parent / "corpus" / "bach"
