@@ -150,6 +150,7 @@ class Resource:
     ``schema``: the fields of a record; ``nullable=False`` means required, metadata ``description`` documents it.
     ``mode``: ``append`` (records never change), ``merge`` (the latest version of a key counts), ``replace`` (each load
     is the whole: keys that are not in it are deleted). Raw keeps every distinct version whatever the mode.
+    ``parse`` gives records one by one, or, where there are many of plain types, whole batches in the schema.
     ``columns``: for tables whose fields are known only when they are fetched: the schema, out of a cursor. It lies with
     the cursor in the journal, so that a replay needs no source. ``schema`` is then empty.
     ``settled`` is called when a load has been committed and judged, with the cursor that it came to and whether it was
@@ -161,7 +162,7 @@ class Resource:
     schema: pa.Schema
     key: tuple[str, ...]
     fetch: Callable[[Context], Iterable[Page | Gone]]
-    parse: Callable[[Landed], Iterator[Record | Bad]]
+    parse: Callable[[Landed], Iterator[Record | Bad | pa.RecordBatch]]
     store: Literal["rows", "documents", "objects"] = "rows"
     mode: Literal["append", "merge", "replace"] = "merge"
     partition: Literal["date", "shard"] | None = None

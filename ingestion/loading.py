@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -563,5 +564,5 @@ def _storable(text: str) -> str:
 
 
 def _jsonb(value: Any) -> str:
-    """JSON as PostgreSQL's jsonb can hold it."""
-    return json.dumps(value).replace("\\u0000", "\\u2400")
+    """JSON as PostgreSQL's jsonb can hold it: another sign for NUL, but not for a text that only writes it down."""
+    return re.sub(r"(?<!\\)((?:\\\\)*)\\u0000", r"\1\\u2400", json.dumps(value))

@@ -78,7 +78,7 @@ def ingest(
     if unknown:
         names = ", ".join(r.name for r in source.resources)
         raise Problem(f"{source.name} has no resource {sorted(unknown)[0]}", f"It has: {names}")
-    report = Report(source.name)
+    report, failed = Report(source.name), list[Problem]()  # one resource that fails does not stop the others
     lane, slice = ("backfill", slice_name(interval)) if interval else ("live", "all")
     with _holding(f"fetch:{source.name}:{lane}:{slice}", source, settings) as stores:
         with _holding(_loading(source), source, settings) as loader:
@@ -88,14 +88,21 @@ def ingest(
             if interval and resource.partition != "date":
                 continue
             attempt = _Attempt(stores.warehouse, source, resource, lane, slice, interval, run_id)
-            with attempt:
-                load = _fetch(source, resource, stores, settings, attempt, _throttled(say), reached)
-                if load is None:
-                    say(f"{source.name}/{resource.name}: nothing new")
-                    continue
-                with _holding(_loading(source), source, settings) as loader:
-                    _load_sealed(source, loader, report, say, reached)
-                attempt.load = load
+            try:
+                with attempt:
+                    load = _fetch(source, resource, stores, settings, attempt, _throttled(say), reached)
+                    if load is None:
+                        say(f"{source.name}/{resource.name}: nothing new")
+                        continue
+                    with _holding(_loading(source), source, settings) as loader:
+                        _load_sealed(source, loader, report, say, reached)
+                    attempt.load = load
+            except Problem as problem:
+                if failed:
+                    say(f"{source.name}/{resource.name} failed as well: {problem.what}")
+                failed.append(problem)
+    if failed:
+        raise failed[0]
     return report
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
-from ingestion import rows
+from ingestion import loading, rows
 from ingestion.contract import Resource, Source, describe
 from storage.errors import Problem
 
@@ -266,3 +266,8 @@ def test_a_table_is_made_once_and_widened_by_new_columns_only() -> None:
     ]
     assert rows.ddl(source("thing", plain), plain, there | {"frames": "jsonb", "older": "text"}) == []
     assert rows.data_columns(resource("documents")) == {"doc": "jsonb"}
+
+
+@pytest.mark.parametrize("text", ["a\x00b", "a\\u0000b", "\\\x00", "\\\\u0000", "\x00\x00"])
+def test_json_for_postgresql_loses_nothing_but_nul(text: str) -> None:
+    assert json.loads(loading._jsonb({"text": text})) == {"text": text.replace("\x00", "␀")}
