@@ -14,6 +14,7 @@ from contextlib import closing
 from pathlib import PurePosixPath
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from ingestion.contract import Bad, BadPage, Context, Gone, Landed, Page, Record, Resource, Source, describe
@@ -102,7 +103,7 @@ def parse_pieces(landed: Landed) -> Iterator[Record | Bad]:
         voices = scores.voices(tune)
         sounding = frames.to_frames((note for note in scores.played(tune) if note.part in voices), GRID)
         yield {
-            "piece_id": _piece_id(landed, tune),
+            "piece_id": _piece_id(landed, tune.number),
             "source": landed.meta["source"],
             "path": landed.name,
             "number": tune.number,
@@ -121,12 +122,15 @@ def parse_pieces(landed: Landed) -> Iterator[Record | Bad]:
         }
 
 
-def parse_notes(landed: Landed) -> Iterator[Record | Bad]:
+def parse_notes(landed: Landed) -> Iterator[Record | Bad | pa.RecordBatch]:
+    if PurePosixPath(landed.name).suffix.lower() in MIDI:
+        yield _heard_notes(landed)
+        return
     for tune in _tunes(landed):
         if isinstance(tune, ScoreError):
             yield Bad(tune.name, tune.reason)
             continue
-        piece_id = _piece_id(landed, tune)
+        piece_id = _piece_id(landed, tune.number)
         for index, note in enumerate(tune.notes):
             yield {
                 "piece_id": piece_id,
@@ -162,12 +166,38 @@ def _size(tunes: list[Tune | ScoreError]) -> int:
     return sum(len(tune.notes) if isinstance(tune, Tune) else 1 for tune in tunes)
 
 
-def _performance(data: bytes, name: str) -> Tune:
-    """A MIDI file as a tune that is played once, from its start to its end. Raises MidiError without any note."""
+def _heard(data: bytes, name: str) -> midi.Midi:
+    """Raises MidiError without any note."""
     heard = midi.read(data, name)
-    if not heard.notes:
+    if not len(heard.onsets):
         raise MidiError(name, "no notes in it, drums apart")
-    end = max(note.onset + note.duration for note in heard.notes)
+    return heard
+
+
+def _heard_notes(landed: Landed) -> pa.RecordBatch:
+    """The notes of a MIDI file, all at once: there are thousands in each."""
+    try:
+        heard = _heard(landed.read(), landed.name)
+    except MidiError as error:
+        raise BadPage(error.reason) from error
+    names = pa.array([_shown(track) or None for track in heard.tracks], pa.string())
+    columns = {
+        "piece_id": pa.repeat(pa.scalar(_piece_id(landed, None)), len(heard.onsets)),
+        "note": np.arange(len(heard.onsets)),
+        "part": heard.parts,
+        "instrument": names.take(pa.array(heard.parts)),
+        "onset_quarters": heard.onsets,
+        "duration_quarters": heard.durations,
+        "pitch": heard.pitches,
+        "velocity": heard.velocities,
+    }
+    return pa.record_batch([columns[field.name] for field in NOTES], schema=NOTES)
+
+
+def _performance(data: bytes, name: str) -> Tune:
+    """A MIDI file as a tune that is played once, from its start to its end."""
+    heard = _heard(data, name)
+    end = float(np.max(heard.onsets + heard.durations))
     return Tune(
         number=None,
         title=None,
@@ -196,7 +226,7 @@ def _title(landed: Landed, tune: Tune) -> str | None:
     return f"BWV {path.stem.removeprefix('bwv')}" if path.stem.startswith("bwv") else None
 
 
-def _piece_id(landed: Landed, tune: Tune) -> str:
+def _piece_id(landed: Landed, number: int | None) -> str:
     """``bach/bwv1.6``; in a file of many tunes ``nottingham-dataset/reelsa-c#80``; ``maestro/2018/x.midi``.
 
     Of other sources nobody knows that their files differ in more than the suffix, or from music21's.
@@ -204,7 +234,7 @@ def _piece_id(landed: Landed, tune: Tune) -> str:
     if landed.meta["source"] != "music21_corpus":
         return f"{landed.meta['source']}/{landed.name}"
     stem = str(PurePosixPath(landed.name).with_suffix(""))
-    return stem if tune.number is None else f"{stem}#{tune.number}"
+    return stem if number is None else f"{stem}#{number}"
 
 
 def _keys_of(context: Context, source: str, paths: list[str]) -> dict[str, list[tuple[Any, ...]]]:
@@ -229,6 +259,19 @@ def _keys_of(context: Context, source: str, paths: list[str]) -> dict[str, list[
             grouped.setdefault(path, []).append(tuple(key))
     return grouped
 
+
+NOTES = pa.schema(
+    [
+        describe("piece_id", pa.string(), "piece it belongs to", required=True),
+        describe("note", pa.int64(), "number in the piece, by onset, part and pitch", required=True),
+        describe("part", pa.int64(), "part it is in, 0 = top of the score", required=True),
+        describe("instrument", pa.string(), "name of the part"),
+        describe("onset_quarters", pa.float64(), "onset in quarters from the start", required=True),
+        describe("duration_quarters", pa.float64(), "length in quarters", required=True),
+        describe("pitch", pa.int64(), "MIDI pitch, 60 = middle C", required=True),
+        describe("velocity", pa.int64(), "MIDI velocity 1-127; null in written music"),
+    ]
+)
 
 SOURCE = Source(
     name="notes",
@@ -279,18 +322,7 @@ SOURCE = Source(
             fetch=fetch,
             parse=parse_notes,
             description="A note as written, ties joined.",
-            schema=pa.schema(
-                [
-                    describe("piece_id", pa.string(), "piece it belongs to", required=True),
-                    describe("note", pa.int64(), "number in the piece, by onset, part and pitch", required=True),
-                    describe("part", pa.int64(), "part it is in, 0 = top of the score", required=True),
-                    describe("instrument", pa.string(), "name of the part"),
-                    describe("onset_quarters", pa.float64(), "onset in quarters from the start", required=True),
-                    describe("duration_quarters", pa.float64(), "length in quarters", required=True),
-                    describe("pitch", pa.int64(), "MIDI pitch, 60 = middle C", required=True),
-                    describe("velocity", pa.int64(), "MIDI velocity 1-127; null in written music"),
-                ]
-            ),
+            schema=NOTES,
         ),
     ),
 )

@@ -9,7 +9,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from storage.errors import Problem
 from storage.media.frames import GRIDS, MAX_STEPS, Note, to_notes
@@ -35,12 +39,22 @@ class MidiError(Problem):
 
 @dataclass(frozen=True)
 class Midi:
-    """What a MIDI file holds, drums left out: they have no pitch."""
+    """What a MIDI file holds, drums left out: they have no pitch. Arrays have a value per note, shape (notes,)."""
 
-    notes: tuple[Note, ...]  # by onset, part and pitch; ``part`` is an index into ``tracks``
+    onsets: NDArray[np.float64]  # quarters from the start; the notes are by onset, part and pitch
+    durations: NDArray[np.float64]  # quarters
+    pitches: NDArray[np.int64]
+    velocities: NDArray[np.int64]  # 1 to 127
+    parts: NDArray[np.int64]  # index into ``tracks``
     tracks: tuple[str, ...]  # names, "" where there is none
     tempo_bpm: float | None  # the first tempo, quarters a minute
     time_signature: str | None  # the first one, such as 3/4
+
+    @cached_property
+    def notes(self) -> tuple[Note, ...]:
+        """The same as notes one by one."""
+        columns = (self.onsets, self.durations, self.pitches, self.velocities, self.parts)
+        return tuple(map(Note, *(column.tolist() for column in columns)))
 
 
 def read(data: bytes, name: str) -> Midi:
@@ -57,19 +71,27 @@ def read(data: bytes, name: str) -> Midi:
     if not 0 < score.tpq <= 32_767:
         raise MidiError(name, f"{score.tpq} ticks to a quarter make no time")
     tracks = [track for track in score.tracks if not track.is_drum]
-    notes = [
-        Note(note.time / score.tpq, note.duration / score.tpq, note.pitch, max(1, note.velocity), part)
-        for part, track in enumerate(tracks)
-        for note in track.notes
-        if note.duration > 0 and 0 <= note.pitch <= 127
-    ]
-    if any(note.onset < 0 or note.onset + note.duration > MAX_QUARTERS for note in notes):
+    columns = [track.notes.numpy() for track in tracks]
+    parts = np.repeat(np.arange(len(tracks)), [len(track.notes) for track in tracks])
+    empty = [np.zeros(0, np.int64)]
+    times, lengths, pitches, velocities = (
+        np.concatenate([one[name] for one in columns] or empty).astype(np.int64)
+        for name in ("time", "duration", "pitch", "velocity")
+    )
+    kept = np.flatnonzero((lengths > 0) & (pitches >= 0) & (pitches <= 127))
+    kept = kept[np.lexsort((pitches[kept], parts[kept], times[kept]))]
+    onsets, durations = times[kept] / score.tpq, lengths[kept] / score.tpq
+    if len(kept) and (onsets[0] < 0 or np.max(onsets + durations) > MAX_QUARTERS):
         raise MidiError(name, f"it lasts more than {MAX_QUARTERS:,.0f} quarters")
-    if sum(note.duration for note in notes) > MAX_SOUNDING:
+    if durations.sum() > MAX_SOUNDING:
         raise MidiError(name, f"its notes sound for more than {MAX_SOUNDING:,.0f} quarters together")
     meter = score.time_signatures[0] if len(score.time_signatures) else None
     return Midi(
-        notes=tuple(sorted(notes, key=lambda note: (note.onset, note.part, note.pitch))),
+        onsets,
+        durations,
+        pitches[kept],
+        np.maximum(1, velocities[kept]),
+        parts[kept],
         tracks=tuple(track.name for track in tracks),
         tempo_bpm=round(float(score.tempos[0].qpm), 3) if len(score.tempos) else None,
         time_signature=f"{meter.numerator}/{meter.denominator}" if meter else None,

@@ -1,7 +1,7 @@
 """Ingestion beside its peers: rows into PostgreSQL, objects into S3, MIDI into notes, documents into MongoDB.
 
-Ours is always the whole way: landing, journal, checks, hashes, versions, ledger and cursor. The peers do the bare work,
-with the same durability and a primary key. Everything is made up from seeds here.
+Ours is checked, hashed, versioned and written down in journal, ledger and cursor. The peers do the bare work, with the
+same durability and a primary key. Everything is made up from seeds here.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -23,12 +24,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
+import symusic
+from pymongo import InsertOne
 from support import Stack
+from upstreams.landed_bytes import LandedBytes
 
 from benchmarks import Benchmark
 from ingestion import pipeline
+from ingestion import rows as checks
 from ingestion.contract import Context, Landed, Page, Resource, Source, describe
+from ingestion.derive import notes
+from ingestion.loading import version_id
 from storage import warehouse
+from storage.documents import Documents
 from storage.settings import Settings
 
 PEERS = Path(__file__).parent / "peers"
@@ -56,6 +64,8 @@ def benchmarks(stack: Stack, scale: float) -> Iterator[Benchmark]:
     with tempfile.TemporaryDirectory(prefix="lyrebird-bench-") as folder:
         yield from rows(settings, stack.settings("admin"), int(1_000_000 * scale), Path(folder))
         yield from blobs(settings, int(2_000 * scale))
+        yield midi_notes(int(1_000 * scale))
+        yield documents(settings, int(50_000 * scale))
 
 
 # ---------------------------------------------------------------- rows
@@ -122,6 +132,17 @@ def rows(settings: Settings, admin: Settings, length: int, folder: Path) -> Iter
         loaded.append(f"bench_{next(names)}")
         pipeline.ingest(csv_source(loaded[-1], files[:1], "append"), settings, say=lambda text: None)
 
+    def append_landed() -> float:
+        begun: list[float] = []
+        loaded.append(f"bench_{next(names)}")
+        pipeline.ingest(
+            csv_source(loaded[-1], files[:1], "append"),
+            settings,
+            say=lambda text: None,
+            reached=lambda stage: begun.append(time.perf_counter()) if stage == "sealed" else None,
+        )
+        return time.perf_counter() - begun[0]
+
     def copy() -> None:
         execute(settings, "drop table if exists raw.bare", f"create table raw.bare ({COLUMNS}, primary key (id))")
         with closing(warehouse.connect(settings)) as db, db, db.cursor() as sql, files[0].open("rb") as file:
@@ -130,7 +151,8 @@ def rows(settings: Settings, admin: Settings, length: int, folder: Path) -> Iter
     def same() -> None:
         differing(settings, f"select {listed()} from raw.{loaded[-1]}_rows", f"select {listed()} from raw.bare")
 
-    yield Benchmark("append rows", "rows/s", length, append, copy, "COPY", 0.6, same)
+    yield Benchmark("append rows that have landed", "rows/s", length, append_landed, copy, "COPY", 0.6, same)
+    yield Benchmark("append rows, landing them first", "rows/s", length, append, copy, "COPY", 0.0, same)
     for form, bound in (("insert_values", 2.0), ("csv", 1.0), ("parquet", 1.0)):
         dataset = f"dlt_{form}"
         peer = partial(dlt, admin, files[0], dataset, form)
@@ -147,9 +169,17 @@ def rows(settings: Settings, admin: Settings, length: int, folder: Path) -> Iter
     def loaded_once() -> None:
         sources.append(csv_source(f"bench_{next(names)}", files, "merge"))
         pipeline.ingest(sources[-1], settings, say=lambda text: None)
+        pipeline.judge(sources[-1], settings, say=lambda text: None)
 
-    def change() -> None:
-        pipeline.ingest(sources[-1], settings, say=lambda text: None)
+    def change() -> float:
+        begun: list[float] = []
+        pipeline.ingest(
+            sources[-1],
+            settings,
+            say=lambda text: None,
+            reached=lambda stage: begun.append(time.perf_counter()) if stage == "sealed" else None,
+        )
+        return time.perf_counter() - begun[0]
 
     def first_by_hand() -> None:
         execute(
@@ -180,7 +210,7 @@ def rows(settings: Settings, admin: Settings, length: int, folder: Path) -> Iter
         )
 
     yield Benchmark(
-        *("load rows again, a tenth changed", "rows/s", length, change, by_hand),
+        *("load rows that have landed again, a tenth changed", "rows/s", length, change, by_hand),
         *("COPY and INSERT … SELECT by hand", 0.8, same_versions),
         before_ours=loaded_once,
         before_peer=first_by_hand,
@@ -271,3 +301,96 @@ def blobs(settings: Settings, length: int) -> Iterator[Benchmark]:
                 one.result()
 
     yield Benchmark("land files of 300 kB", "files/s", length, ours, peer, "boto3, 8 threads", 0.8, lambda: None)
+
+
+# ---------------------------------------------------------------- MIDI
+
+
+def midi_notes(length: int) -> Benchmark:
+    """MIDI files of 2,000 notes into rows: read, checked, sorted, named."""
+    draw = np.random.default_rng(4)
+    pages = []
+    for number in range(length):
+        score, track = symusic.Score(480), symusic.Track()
+        onsets = np.cumsum(draw.integers(20, 240, 2_000)).tolist()
+        for onset, pitch, velocity in zip(onsets, *draw.integers(30, 100, (2, 2_000)).tolist(), strict=True):
+            track.notes.append(symusic.Note(time=onset, duration=200, pitch=pitch, velocity=velocity))
+        score.tracks.append(track)
+        meta = {"source": "maestro", "corpus": "maestro", "composer": None, "licence": "none"}
+        pages.append(LandedBytes(score.dumps_midi(), f"{number}.mid", **meta))
+    parse = next(resource.parse for resource in notes.SOURCE.resources if resource.name == "notes")
+    found: dict[str, list[tuple[float, int]]] = {}
+
+    def ours() -> None:
+        found["ours"] = []
+        for page in pages:
+            for batch in parse(page):
+                assert isinstance(batch, pa.RecordBatch)
+                found["ours"] += zip(
+                    batch["onset_quarters"][-5:].to_pylist(), batch["pitch"][-5:].to_pylist(), strict=True
+                )
+
+    def peer() -> None:
+        found["peer"] = []
+        for page in pages:
+            score = symusic.Score.from_midi(page.read())
+            rows = [
+                (part, note.time / score.tpq, note.duration / score.tpq, note.pitch, note.velocity)
+                for part, track in enumerate(score.tracks)
+                for note in track.notes
+            ]
+            found["peer"] += [(row[1], row[3]) for row in rows[-5:]]
+
+    def same() -> None:
+        assert found["ours"] == found["peer"]
+
+    return Benchmark("MIDI files to rows of notes", "files/s", length, ours, peer, "symusic alone", 1 / 1.5, same)
+
+
+# ---------------------------------------------------------------- documents
+
+
+def documents(settings: Settings, length: int) -> Benchmark:
+    """Documents like those of an API of recordings: hashed, addressed by content, stored; none is there before."""
+    resource = Resource(
+        "recordings",
+        pa.schema([describe("id", pa.string(), "Key.", required=True)]),
+        ("id",),
+        fetch=lambda context: (),
+        parse=lambda page: iter(()),
+        store="documents",
+    )
+    texts = ("lat", "lng", "cnt", "loc", "rec", "en", "gen", "sp", "type", "q", "time", "date", "url", "lic", "rmk")
+    found = [
+        {"id": str(number), "length": number % 600, "also": ["Turdus merula", "Parus major"]}
+        | {name: f"{name} of the recording {number}" for name in texts}
+        for number in range(length)
+    ]
+    store = Documents(settings)
+    made: list[str] = []
+
+    def ours() -> None:
+        made.append(f"bench_{next(names)}")
+        for start in range(0, length, 10_000):
+            versions = []
+            for document in found[start : start + 10_000]:
+                assert not checks.check(resource, document)
+                key, content = document["id"], checks.hash_of(resource, document)
+                address = version_id(key, content)
+                versions.append({"_id": address, "key": key, "hash": content, "landing": "", "doc": document})
+            store.put_versions(made[-1], versions)
+
+    def peer() -> None:
+        store.database.drop_collection("bare")
+        for start in range(0, length, 10_000):
+            store.database["bare"].bulk_write(
+                [InsertOne(dict(document)) for document in found[start : start + 10_000]], ordered=False
+            )
+
+    def same() -> None:
+        ours = {one["doc"]["id"]: one["doc"] for one in store.database[made[-1]].find()}
+        assert ours == {one["id"]: one for one in store.database["bare"].find({}, {"_id": 0})}
+
+    return Benchmark(
+        "store versions of documents", "documents/s", length, ours, peer, "unordered bulk_write", 0.7, same
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from upstreams.landed_bytes import LandedBytes
 
@@ -24,7 +25,8 @@ def landed(file: str, body: bytes | None = None) -> LandedBytes:
 
 
 def records(found: Any) -> list[dict[str, Any]]:
-    return [record for record in found if isinstance(record, dict)]
+    batches = (one.to_pylist() if isinstance(one, pa.RecordBatch) else [one] for one in found)
+    return [record for batch in batches for record in batch if isinstance(record, dict)]
 
 
 def test_a_score_becomes_a_piece_and_its_notes() -> None:
