@@ -55,7 +55,8 @@ def page() -> str:
     parts = [_HEAD]
     for one in sources():
         when = f"when {' or '.join(one.after)} changes" if one.after else f"`{one.cadence}` (cron, UTC)"
-        facts = {"Domain": one.domain, "Licence": one.licence, "Runs": when, "From": one.url}
+        facts = {"Domain": one.domain, "Licence": one.licence, "Runs": when, "Goes on from": one.cursor}
+        facts |= {"Volume": one.volume, "From": one.url}
         parts += [f"## {one.name}", f"**{one.title}.** {one.description}"]
         parts.append("\n".join(f"* {name}: {value}" for name, value in facts.items() if value))
         lines = ["| table | what | key | store | mode |", "|---|---|---|---|---|"]

@@ -202,6 +202,8 @@ class Source:
     simulated: bool = False
     url: str = ""
     awaited: Callable[[], dict[str, Any] | None] | None = None
+    cursor: str = ""  # what the cursor says, in words
+    volume: str = ""  # how much there is, roughly
     quarantine_share: float = 0.05  # of a load's records; past it the load is rejected. An option of every source
 
     def table(self, resource: Resource) -> str:

@@ -153,6 +153,8 @@ SOURCE = Source(
     description=f"Clips cut from the recordings of {', '.join(UPSTREAMS)}, decoded to 16 kHz mono.",
     licence="as the recording's",
     cadence="",
+    cursor="last published load of each source of recordings",
+    volume="a clip for each five seconds",
     resources=(CLIPS,),
     after=tuple(UPSTREAMS),
 )

@@ -280,6 +280,8 @@ SOURCE = Source(
     description="Pieces and notes, read out of the scores that have landed and passed their audit.",
     licence="that of the score",
     cadence="",
+    cursor="last published load of each source of scores",
+    volume="thousands of notes a piece",
     after=tuple(UPSTREAMS),
     resources=(
         Resource(

@@ -239,6 +239,8 @@ SOURCE = Source(
     description="Recordings kept as files in a folder, on a web server or in S3, with CSV tables of labels.",
     licence="as the table of labels says; unknown where it says nothing",
     cadence="30 3 * * *",
+    cursor="a fingerprint of the listing and of the tables of labels",
+    volume="as many files as there are",
     resources=(LABELS, AUDIO),
     config={
         **LOCATION,

@@ -266,6 +266,8 @@ SOURCE = Source(
     ),
     licence="per recording (Creative Commons, simulated)",
     cadence="0 3 * * *",
+    cursor="seed and number of recordings made",
+    volume="576 recordings, one more for each asked for; each of 5 to 12 seconds",
     resources=(RECORDINGS, AUDIO),
     config={
         "recordings": (576, "how many recordings the aviary holds; raising it later adds only the new ones"),

@@ -271,6 +271,8 @@ SOURCE = Source(
     ),
     licence="per record (CC0, CC BY or CC BY-NC); each sound has its own",
     cadence="50 5 * * *",
+    cursor="time of the last reading; a mark for each part of the search",
+    volume="millions of records; 300 to a page, 100,000 to a search",
     resources=(OCCURRENCES,),
     config={
         "url": ("", f"address of the API, {API}; empty: nothing is asked"),

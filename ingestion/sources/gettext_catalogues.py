@@ -159,6 +159,8 @@ SOURCE = Source(
     description="User interface texts in English and other languages, as translators of free software wrote them.",
     licence="that of each package",
     cadence="30 4 * * 1",
+    cursor="digest of the installed catalogues",
+    volume="some tens of thousands of messages",
     config={
         "packages": ("django,wagtail,sphinx,babel,pycountry", "packages to look in, separated by commas"),
         "languages": ("ru,de,fr,es", "languages, as the packages' folders name them, separated by commas"),

@@ -178,6 +178,8 @@ SOURCE = Source(
     description="About 200 hours of virtuosic piano as MIDI, in the published splits. Off until a location is set.",
     licence=f"{LICENCE} (Hawthorne et al. 2019, Enabling Factorized Piano Music Modeling and Generation)",
     cadence="40 7 1 * *",
+    cursor="marks of the metadata and of the archive",
+    volume="1,276 performances, about 7 million notes, 60 MB",
     url="https://magenta.tensorflow.org/datasets/maestro",
     config={
         **LOCATION,

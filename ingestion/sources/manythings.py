@@ -161,6 +161,8 @@ SOURCE = Source(
     description="English sentences of Tatoeba with translations, picked for learners. Off until set.",
     licence="CC BY 2.0 FR with the contributors' names, which each line gives",
     cadence="25 7 * * 0",
+    cursor="mark and landing key of each archive",
+    volume="up to some hundred thousand pairs a language",
     url=URL,
     config={
         **LOCATION,

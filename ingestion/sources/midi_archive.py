@@ -216,6 +216,8 @@ SOURCE = Source(
     description="MIDI files of any collection, loose or in zip and tar archives. Off until a location is set.",
     licence="as the collection's publisher says: the option `licence`",
     cadence="55 7 * * *",
+    cursor="fingerprint of the listing",
+    volume="as many files as there are; measured with ten thousand",
     config={
         **LOCATION,
         "corpus": ("", "name of the collection; empty: the last part of the location"),

@@ -101,6 +101,8 @@ SOURCE = Source(
     description="Bach's chorales and folk tunes in MusicXML and ABC, as the installed package music21 carries them.",
     licence="music in the public domain; encodings by permission of their encoders, some for non-commercial use only",
     cadence="0 4 * * 1",
+    cursor="digest of the files chosen, and music21's version",
+    volume="about 400 chorales and tune books; up to 3,000 files",
     url="https://www.music21.org/music21docs/about/referenceCorpus.html",
     config={
         "collections": ("bach-chorales,nottingham", f"which, separated by commas: {', '.join(COLLECTIONS)}"),

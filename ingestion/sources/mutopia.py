@@ -461,6 +461,8 @@ SOURCE = Source(
     description="Editions of classical music that volunteers typeset, and their MIDI. Off until `url` is set.",
     licence="per piece: public domain or Creative Commons BY or BY-SA",
     cadence="10 3 * * 6",
+    cursor="the crawl that the load came from, and when all pages were read",
+    volume="about 2,000 pieces, a page and some MIDI files each",
     resources=(PIECES, SCORES),
     config={
         "url": ("", f"address of the site, {SITE}; empty: nothing is asked"),

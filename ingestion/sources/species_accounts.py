@@ -302,6 +302,8 @@ SOURCE = Source(
     description="Articles about species of birds in an encyclopedia such as Wikipedia. Off until `url` is set.",
     licence="CC BY-SA, as each page names it",
     cadence="30 3 1 * *",
+    cursor="the crawl that the load came from",
+    volume="a page a species",
     resources=(ACCOUNTS,),
     config={
         "url": ("", f"address of its articles, {SITE}; empty: nothing is asked"),

@@ -280,6 +280,8 @@ def source(options: Mapping[str, Any]) -> Source:
         description="Tables and views of any database that SQLAlchemy has a driver for, as the options list them.",
         licence="as the owner of the database says",
         cadence="50 * * * *",
+        cursor="values of the cursor columns of the last row, with what was read since the lag",
+        volume="as many rows as there are, in the memory of a page",
         config=CONFIG,
         resources=tuple(_resource(name, values, number) for number, (name, values) in enumerate(tables.items())),
     )

@@ -521,6 +521,8 @@ SOURCE = Source(
     ),
     licence="per recording (Creative Commons, mostly BY-NC-SA and BY-NC-ND)",
     cadence="20 5 * * *",
+    cursor="time of the last reading, and of the last whole one",
+    volume="about a million recordings; audio as `most_bytes` allows",
     resources=(RECORDINGS, AUDIO),
     config={
         "url": ("", f"address of the API, {API}; empty: nothing is asked"),
