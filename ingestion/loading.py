@@ -347,8 +347,8 @@ end"""
 class _Table:
     """The raw table of a load, in the load's transaction.
 
-    An empty table is copied into as it is. Otherwise what came waits in a temporary table, and only what is new or has
-    changed is appended. Numbers without a type of their own in Arrow get it on the way from there.
+    An empty table is copied into as it is, and gets its indexes afterwards. Otherwise what came waits in a temporary
+    table, and only what is new or has changed is appended; numbers of any precision get their type on that way.
     """
 
     def __init__(self, source: Source, resource: Resource, load: int, sql: cursor) -> None:
@@ -359,7 +359,11 @@ class _Table:
         empty = bool(warehouse.first(sql)[0])
         self._direct = empty and "numeric" not in self._columns.values()
         self._target = self._name
-        if not self._direct:
+        self._with_indexes = rows.with_indexes(source.table(resource)) if self._direct else []
+        if self._direct:
+            for statement in rows.without_indexes(source.table(resource)):
+                sql.execute(statement)
+        else:
             travelling = {name: "text" if kind == "numeric" else kind for name, kind in self._columns.items()}
             listed = ", ".join(f'"{name}" {kind}' for name, kind in travelling.items())
             sql.execute(f"create temporary table incoming ({listed}) on commit drop")
@@ -391,7 +395,12 @@ class _Table:
 
         Pages of the load ``again_of`` that are read again add only keys of which nothing came since: that is newer.
         """
-        return self._drop_repeats() if self._direct else self._insert_versions(again_of)
+        if not self._direct:
+            return self._insert_versions(again_of)
+        count = self._drop_repeats()
+        for statement in self._with_indexes:
+            self._sql.execute(statement)
+        return count
 
     def _drop_repeats(self) -> int:
         self._sql.execute("set local work_mem = '128MB'")

@@ -74,16 +74,29 @@ def ddl(source: Source, resource: Resource, existing: Mapping[str, str]) -> list
             raise Problem(f"{source.name}.{resource.name}: {name!r} is no name for a table or column")
     if not existing:
         body = ", ".join(f'"{name}" {kind}' for name, kind in (META | columns).items())
-        return [
-            f'create table raw."{table}" ({body}, primary key (_load, _position))',
-            f'create index on raw."{table}" (_key, _load, _position)',
-            f'create index on raw."{table}" (_key) where _again',
-        ]
+        return [f'create table raw."{table}" ({body})', *with_indexes(table)]
     added = [f'add column "{name}" {kind}' for name, kind in columns.items() if name not in existing]
     wider = [
         f'alter column "{name}" type {kind}' for name, kind in columns.items() if (existing.get(name), kind) in WIDER
     ]
     return [f'alter table raw."{table}" {change}' for change in (*added, *wider)]
+
+
+def with_indexes(table: str) -> list[str]:
+    """Statements that give a raw table its indexes; quicker after many rows than before them."""
+    return [
+        f'alter table raw."{table}" add constraint "{table}_pkey" primary key (_load, _position)',
+        f'create index "{table}_key" on raw."{table}" (_key, _load, _position)',
+        f'create index "{table}_again" on raw."{table}" (_key) where _again',
+    ]
+
+
+def without_indexes(table: str) -> list[str]:
+    """Statements that take them away."""
+    return [
+        f'alter table raw."{table}" drop constraint "{table}_pkey"',
+        f'drop index raw."{table}_key", raw."{table}_again"',
+    ]
 
 
 def check(resource: Resource, record: Mapping[str, Any]) -> str:

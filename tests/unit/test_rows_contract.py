@@ -257,7 +257,7 @@ def test_bad_names_make_no_statement(name: str) -> None:
 def test_a_table_is_made_once_and_widened_by_new_columns_only() -> None:
     plain = resource()
     made = rows.ddl(source("thing", plain), plain, {})
-    assert len(made) == 3
+    assert len(made) == 4
     assert '"at" timestamptz' in made[0]
     assert '"frames" jsonb' in made[0]
     there = dict.fromkeys([*rows.META, *list(KINDS)[:-1]], "text")
