@@ -172,7 +172,7 @@ def _zip(path: Path, limits: _Limits, taken: _Taken) -> Iterator[Member | Refuse
         file.read_in = True
         _refuse_overlaps(archive, limits)
         for entry in archive.infolist():
-            if not entry.is_dir():
+            if not entry.orig_filename.endswith("/"):  # ZipInfo.is_dir wants a name of some length
                 opened = partial(_Zipped, archive, entry, left, limits)
                 yield from taken.member(entry.orig_filename, _zip_reason(entry, limits), entry.file_size, opened)
 

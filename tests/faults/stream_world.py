@@ -122,11 +122,14 @@ def drain(name: str, settings: Settings, runs: int = 25) -> None:
     raise AssertionError(f"{name} still waits after {runs} runs: {lags}")
 
 
-def _run(name: str, settings: Settings, talk: Connection, stop_at: str, killer: str, bug: str) -> None:
+def _run(
+    name: str, settings: Settings, talk: Connection, stop_at: str, killer: str, bug: str, environment: dict[str, str]
+) -> None:
     """The consumer: says each stage that it reaches, and at ``stop_at`` waits for an answer before it goes on.
 
     ``killer``: a text; whoever reads a message with it is killed.
     """
+    os.environ.update(environment)  # the server that forks us has that of the test that needed it first
     stopped = False
 
     def reached(stage: str) -> None:
@@ -161,7 +164,7 @@ def start(
 ) -> tuple[BaseProcess, Connection]:
     """A consumer in a process of its own, which has begun; and the line to it."""
     ours, theirs = _PROCESSES.Pipe()
-    process = _PROCESSES.Process(target=_run, args=(name, settings, theirs, stop_at, killer, bug))
+    process = _PROCESSES.Process(target=_run, args=(name, settings, theirs, stop_at, killer, bug, dict(os.environ)))
     process.start()
     theirs.close()
     assert ours.recv() == "began"

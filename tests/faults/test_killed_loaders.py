@@ -45,7 +45,7 @@ def test_the_undisturbed_run_has_everything_in_it(calm: tuple[Tables, float], se
     assert len(tables["load"]) == 4
     assert {len(rows) > 0 for rows in tables.values()} == {True}
     assert len(tables["rows"]) > 300
-    assert any(row[3] == "True" for row in tables["rows"])  # deletions
+    assert any(row[4] == "True" for row in tables["rows"])  # deletions
     assert len(tables["quarantine"]) > 6
     world.load("calm", 2, settings)
     assert world.differences(tables, world.tables("calm", settings)) == {}  # nothing new is no load
