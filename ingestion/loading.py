@@ -439,7 +439,7 @@ class _Table:
         self._sql.execute("analyze incoming")
         self._sql.execute(
             f"""
-            with accepted as (
+            with accepted as not materialized (
                 select r.* from {self._name} as r
                 join ops.load as l on l.source = %(source)s and l.load = r._load and l.state <> 'rejected'
             ), doubtful as (
