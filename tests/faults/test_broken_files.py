@@ -12,7 +12,6 @@ import random
 import struct
 import zipfile
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +193,8 @@ def test_damaged_tables_of_labels() -> None:
 
 
 def test_damaged_catalogues() -> None:
-    django = import_module("django")
+    import django
+
     body = (Path(django.__file__).parent / "conf/locale/de/LC_MESSAGES/django.mo").read_bytes()
     (resource,) = catalogue.source("gettext_catalogues").resources
     facts = {"package": "django", "package_version": "5", "language": "de", "licence": "BSD-3-Clause"}

@@ -1,9 +1,8 @@
 """Average precision against scikit-learn, and the choice of the threshold."""
 
-from importlib import import_module
-
 import numpy as np
 import pytest
+from sklearn.metrics import average_precision_score
 
 from ml.birds.metrics import average_precision, best_threshold, macro_average_precision, surest
 
@@ -22,13 +21,11 @@ def cases(count: int) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def test_average_precision_equals_scikit_learn() -> None:
-    peer = import_module("sklearn.metrics").average_precision_score
     for truth, scores in cases(200):
-        assert average_precision(truth, scores) == pytest.approx(peer(truth, scores), abs=1e-12)
+        assert average_precision(truth, scores) == pytest.approx(average_precision_score(truth, scores), abs=1e-12)
 
 
 def test_macro_average_with_weights_equals_scikit_learn_on_repeated_rows() -> None:
-    peer = import_module("sklearn.metrics").average_precision_score
     random = np.random.default_rng(5)
     truth = random.random((40, 4)) < 0.3
     scores = np.round(random.random((40, 4)) + 0.4 * truth, 1)
@@ -36,7 +33,9 @@ def test_macro_average_with_weights_equals_scikit_learn_on_repeated_rows() -> No
     weights = np.stack([np.bincount(random.integers(0, 40, 40), minlength=40) for _ in range(20)]).astype(float)
     for row, ours in zip(weights, macro(weights), strict=True):
         again = np.repeat(np.arange(40), row.astype(int))
-        theirs = np.mean([peer(truth[again, k], scores[again, k]) for k in range(4) if truth[again, k].any()])
+        theirs = np.mean(
+            [average_precision_score(truth[again, k], scores[again, k]) for k in range(4) if truth[again, k].any()]
+        )
         assert ours == pytest.approx(theirs, abs=1e-12)
 
 

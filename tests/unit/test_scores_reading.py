@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import zipfile
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +71,8 @@ def test_voices_are_the_singers_where_a_choir_is_named() -> None:
 
 @pytest.mark.parametrize("sharps", range(-7, 8))
 def test_keys_are_named_as_music21_names_them(sharps: int) -> None:
-    key = import_module("music21.key")
+    from music21 import key
+
     for mode in ("major", "minor", "dorian", "phrygian", "lydian", "mixolydian"):
         tonic = key.KeySignature(sharps).asKey(mode).tonic.name.replace("-", "b")
         assert scores._key_name(sharps, mode) == f"{tonic} {mode}"
@@ -145,7 +145,7 @@ def test_an_archive_that_unpacks_to_too_much_is_refused(monkeypatch: pytest.Monk
 def test_musicxml_agrees_with_music21_on_the_chorales() -> None:
     """Every twentieth chorale, note for note. (Of all 409, two differ: bwv171.6, where music21 counts useless
     ``forward`` elements as rests, and bwv130.6, whose last measure it cuts to the singers' notes.)"""
-    music21 = import_module("music21")
+    import music21
     from music21.musicxml.xmlToM21 import MusicXMLImporter
 
     folder = Path(music21.__file__).parent / "corpus" / "bach"
