@@ -30,8 +30,10 @@ status: install ## How each server is doing
 test: install ## All tests but the long ones, against real servers in a temporary folder
 	@$(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile --no-loadscope-reorder
 
-test-long: install ## All tests
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+test-long: install ## All tests; what they came to is kept in docs/results/long.md
+	@rm -f .pytest_cache/long.xml; \
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --junitxml=.pytest_cache/long.xml; code=$$?; \
+	$(BIN)/python -m infra.evidence.suite .pytest_cache/long.xml docs/results/long.md && exit $$code
 
 unit: install ## The fast tests, without servers, in under a minute
 	@$(BIN)/python -m pytest tests/unit -n 2

@@ -229,16 +229,23 @@ def ingest(
 
 @app.command()
 @as_role("loader")
-def audit(source: Source, as_json: Json = False) -> None:
+def audit(
+    source: Source,
+    accept: Annotated[int, typer.Option(help="publish this load although it was rejected: you have looked")] = 0,
+    as_json: Json = False,
+) -> None:
     """Judge the loads of a source that wait for it. Exit 1 as long as the newest load of a resource is rejected."""
     from ingestion import catalogue, pipeline
 
     found = catalogue.source(source)
+    if accept:
+        pipeline.accept(found, accept, Settings(), say)
     states = pipeline.judge(found, Settings(), say)
     for load, reason in pipeline.rejected(found, Settings()):
         raise Problem(
             f"load {load} of {source} was rejected: {reason}",
-            "Readers keep what they had. Mend the source and ingest again",
+            "Readers keep what they had. Mend the source and ingest again; "
+            f"if it is as it should be, `lyrebird audit {source} --accept {load}`",
         )
     show({"judged": len(states), "number": pipeline.latest(found, Settings())}, as_json)
 
@@ -262,6 +269,31 @@ def project(source: Source, as_json: Json = False) -> None:
     from ingestion import catalogue, pipeline
 
     show({"documents": pipeline.project(catalogue.source(source), Settings(), say)}, as_json)
+
+
+@app.command()
+@as_role("admin")
+def forget(
+    source: Source,
+    key: Annotated[list[str] | None, typer.Option(help="Key of a record, as raw shows it; may be repeated.")] = None,
+    where: Annotated[
+        list[str] | None, typer.Option(metavar="FIELD=VALUE", help="All records of a contributor, e.g. rec='A. Bird'.")
+    ] = None,
+    resource: Annotated[list[str] | None, typer.Option(help="Only records of this resource; may be repeated.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and leave it.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Withdraw records from every store for good: pages, documents, rows, clips. No replay brings them back.
+
+    Dataset versions that hold them are marked, and models trained on these are listed. This cannot be undone.
+    """
+    from infra import withdrawing
+    from ingestion import catalogue
+
+    found = withdrawing.forget(
+        catalogue.source(source), key or [], where or [], resource or [], Settings(), dry_run=dry_run, say=say
+    )
+    show(found, as_json, sentences.forgotten)
 
 
 @app.command()
@@ -410,9 +442,10 @@ def dataset_freeze(task: Task, as_json: Json = False) -> None:
 @dataset.command("list")
 @as_role("trainer")
 def dataset_list(as_json: Json = False) -> None:
-    """The frozen versions, newest first."""
+    """The frozen versions, newest first; `withdrawn` counts rows of theirs that were withdrawn since."""
     _table(
-        "select version, name, mart, rows, created_at::timestamp(0), uri from ml.dataset order by created_at desc",
+        "select version, name, mart, rows, (select sum((one.value ->> 'rows')::int) from jsonb_each(withdrawn) as one) "
+        "as withdrawn, created_at::timestamp(0), uri from ml.dataset order by created_at desc",
         (),
         as_json,
     )
@@ -445,12 +478,16 @@ def train(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="key=value, as `python -m ml.birds.train -h`.")
     ] = None,
+    withdrawn: Annotated[
+        bool, typer.Option("--withdrawn", help="Even on a version that holds rows which were withdrawn since.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train a task's model on a frozen version and file the run in MLflow. A finished run is not run again."""
     from infra import training
 
-    show(training.train(task, version, preset, settings or [], Settings(), say), as_json, sentences.trained)
+    done = training.train(task, version, preset, settings or [], Settings(), say, withdrawn=withdrawn)
+    show(done, as_json, sentences.trained)
 
 
 @app.command()
@@ -657,10 +694,14 @@ def lineage_example(
 
 
 def _show_tree(tree: dict[str, Any], recompute: bool, as_json: bool) -> None:
+    differences: list[str] = []
     if recompute:
+        from ingestion import rereading
         from ml import lineage as trace
 
-        tree["recomputed"] = trace.recompute(tree, Settings())
+        differences = trace.recompute(tree, Settings(), rereading.differences)
+        tree["recomputed"] = not differences
     print(json.dumps(tree, ensure_ascii=False, default=str, indent=None if as_json else 2))
-    if recompute and not tree["recomputed"]:
-        raise Problem("the bytes that landed do not give this example again", "They or their reader changed")
+    if differences:
+        reason = "; ".join(differences)
+        raise Problem(f"the bytes that landed do not give this example again: {reason}", "They or their reader changed")

@@ -36,6 +36,21 @@ def verified(found: dict[str, Any]) -> str:
     return f"{found['version']} is intact: {found['rows']:,} rows in {found['shards']} shards"
 
 
+def forgotten(found: dict[str, Any]) -> str:
+    verb, then = ("would go", "") if found["dry_run"] else ("are gone", f"lyrebird transform {found['domain']}")
+    records = [f"  {len(keys):,} of {table}: {_listed(keys)}" for table, keys in found["records"].items()]
+    lines = [f"From {found['source']} {verb} the records, in all their versions,", *(records or ["  none any more"])]
+    lines.append(
+        f"and with them {found['objects']:,} landed objects, {found['files']:,} derived files and "
+        f"{found['predictions']:,} predictions; {found['pages']:,} pages are rewritten without them"
+    )
+    for one in found["versions"]:
+        lines.append(f"  The dataset version {one['version']} ({one['name']}) holds {one['rows']:,} rows of them")
+    for one in found["models"]:
+        lines.append(f"  {one['model']} version {one['version']} was trained on {one['dataset']}")
+    return "\n".join([*lines, *([f"Now run `{then}`: until then readers see the marts as they were"] if then else [])])
+
+
 def birds(scores: dict[str, Any]) -> str:
     lines = [f"{scores['model']} on {scores['files']:,} files:", *map(_score, scores["metrics"])]
     if scores["unknown"]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ml import registry, tasks
-from ml.datasets import freeze
+from ml.datasets import freeze, withdrawal
 from storage.errors import Problem
 from storage.settings import Settings, home, options
 
@@ -22,13 +22,25 @@ Say = Callable[[str], None]
 DONE = "card.md"  # the last file that a training run writes
 
 
-def train(name: str, version: str, preset: str, changes: list[str], settings: Settings, say: Say) -> dict[str, Any]:
+def train(
+    name: str,
+    version: str,
+    preset: str,
+    changes: list[str],
+    settings: Settings,
+    say: Say,
+    *,
+    withdrawn: bool = False,
+) -> dict[str, Any]:
     """Train task ``name`` on a frozen version (its newest without one) and import the run; a finished run stays.
 
-    Gives model, version number, dataset and whether it was trained now. Raises Problem when training fails.
+    Gives model, version number, dataset and whether it was trained now. Raises Problem when training fails, and for a
+    version of which rows were withdrawn since, unless ``withdrawn`` asks for it.
     """
     task = tasks.task(name)
     frozen = freeze.show(version, settings) if version else freeze.newest(name, settings)
+    if not withdrawn:
+        withdrawal.refuse(frozen)
     given = options().get("train", {})
     preset = preset or given.get("preset") or task.preset
     changes = changes or given.get("set", [])

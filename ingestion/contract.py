@@ -90,16 +90,21 @@ class Landed:
     fetched_at: datetime
     meta: Mapping[str, Any]
     gone: tuple[Any, ...] | None = None  # the key that the source no longer has, where the entry says only that
+    erased: str | None = None  # address of the page that a withdrawal took records out of; `key` is what remains
+    kept: Mapping[str, Path] = field(default_factory=dict, repr=False)  # address -> copy that is still at hand
 
     def read(self) -> bytes:
-        return self.objects.get(*self.address)
+        return self.kept[self.key].read_bytes() if self.key in self.kept else self.objects.get(*self.address)
 
     def open(self) -> BinaryIO:
-        return self.objects.open(*self.address)
+        return self.kept[self.key].open("rb") if self.key in self.kept else self.objects.open(*self.address)
 
     @contextmanager
     def path(self) -> Iterator[Path]:
-        """The bytes in a temporary file, for libraries that want one."""
+        """The bytes in a temporary file, for libraries that want one; not to be written to."""
+        if self.key in self.kept:
+            yield self.kept[self.key]
+            return
         with tempfile.TemporaryDirectory(prefix="lyrebird-") as folder:
             path = Path(folder) / "page"
             self.objects.download(*self.address, path)
@@ -175,10 +180,28 @@ class Resource:
         return replace(self, schema=self.columns(cursor)) if self.columns else self
 
 
+# Where files may lie, and what the option `storage` may say of such a place. HDFS is untested: no server is at hand.
+STORAGE: dict[str, tuple[str, ...]] = {
+    "": (),
+    "file": (),
+    "http": ("username", "password", "rate", "allowed_hosts"),
+    "s3": ("endpoint", "access_key", "secret_key", "region"),
+    "ftp": ("username", "password", "tls"),
+    "sftp": ("username", "password", "key_filename", "known_hosts"),
+    "hdfs": ("username",),
+}
+
 # Options of every source that reads files from a location.
 LOCATION: dict[str, tuple[Any, str]] = {
-    "location": ("", "folder, http(s):// address or s3://bucket/prefix; empty: nothing is read"),
-    "storage": ({}, "of an s3:// location elsewhere: {endpoint, access_key, secret_key, region}"),
+    "location": (
+        "",
+        "folder, or an address: http(s)://, s3://bucket/prefix, ftp(s)://, sftp://, hdfs:// (the last is untested); "
+        "empty: nothing is read",
+    ),
+    "storage": (
+        {},
+        "how to get in there; " + "; ".join(f"{name}: {', '.join(of)}" for name, of in STORAGE.items() if of),
+    ),
 }
 
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -95,11 +97,46 @@ class Uploads:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
 
+class Copies(dict[str, Path]):
+    """Copies of what lands, on this machine, by address: what is loaded next need not be fetched back.
+
+    Only what fits is kept. Nothing depends on it: another process, or this one tomorrow, reads from landing.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="lyrebird-", ignore_cleanup_errors=True)
+        self._left = min(most, shutil.disk_usage(self._folder.name).free // 4)  # bytes
+        self._numbers = count()
+
+    def keep(self, body: bytes | Path) -> Path | None:
+        """A copy of a body; None where there is no room."""
+        size = len(body) if isinstance(body, bytes) else body.stat().st_size
+        if size > self._left:
+            return None
+        self._left -= size
+        path = Path(self._folder.name) / str(next(self._numbers))
+        try:
+            if isinstance(body, bytes):
+                path.write_bytes(body)
+            else:
+                shutil.copyfile(body, path)
+        except OSError:  # the disk may be full: then there is no copy
+            path.unlink(missing_ok=True)
+            return None
+        return path
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._folder.cleanup()
+
+
 class Segment:
     """The segment being written: pages land at once, the entries wait in a temporary file until it is sealed."""
 
-    def __init__(self, objects: Objects, source: str, resource: str) -> None:
-        self.objects, self.source, self.resource = objects, source, resource
+    def __init__(self, objects: Objects, source: str, resource: str, copies: Copies | None = None) -> None:
+        self.objects, self.source, self.resource, self.copies = objects, source, resource, copies
         self.pages = self.bytes = 0
         self.cursor: Cursor | None = None
         self._uploads = Uploads(objects)
@@ -118,11 +155,17 @@ class Segment:
             if item.ref is not None:
                 entry |= {"key": item.ref, "sha256": item.ref.rsplit("/", 1)[1].split(".")[0], "bytes": 0}
             else:
-                sha256, size = digest(item.body or b"")
+                body = item.body or b""
+                copy = self.copies.keep(body) if self.copies is not None else None
+                if isinstance(body, Path):
+                    body = copy or body  # nobody writes to a copy while it is hashed, landed and loaded
+                sha256, size = digest(body)
                 key = f"{self.source}/{self.resource}/{sha256[:2]}/{sha256}"
                 entry |= {"key": f"{BUCKET}/{key}", "sha256": sha256, "bytes": size}
                 self.bytes += size
-                self._uploads.put(BUCKET, key, item.body or b"", item.content_type)
+                self._uploads.put(BUCKET, key, body, item.content_type)
+                if self.copies is not None and copy is not None:
+                    self.copies[f"{BUCKET}/{key}"] = copy
         self._entries.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
     def seal(self, *, lane: str, slice: str, interval: Interval | None, run_id: str) -> int:
@@ -160,7 +203,9 @@ class Segment:
             pass
 
 
-def read_segment(objects: Objects, source: str, load: int) -> tuple[Header, Iterator[Landed]]:
+def read_segment(
+    objects: Objects, source: str, load: int, kept: Mapping[str, Path] | None = None
+) -> tuple[Header, Iterator[Landed]]:
     """A sealed segment: its header, and its entries one after another.
 
     The whole segment is fetched to a temporary file first: a load may take hours, and no server keeps a stream open
@@ -195,9 +240,24 @@ def read_segment(objects: Objects, source: str, load: int) -> tuple[Header, Iter
                 fetched_at=datetime.fromisoformat(entry["fetched_at"]),
                 meta=entry.get("meta", {}),
                 gone=tuple(entry["gone"]) if "gone" in entry else None,
+                erased=entry.get("erased"),
+                kept=kept or {},
             )
 
     return header, entries()
+
+
+def rewrite(objects: Objects, source: str, load: int, entries: Mapping[int, dict[str, Any]]) -> None:
+    """Put these entries in place of those at their positions: what nothing but a withdrawal may do to the journal."""
+    key = segment_key(source, load)
+    with tempfile.TemporaryFile("wb+") as body:
+        for position, line in enumerate(_fetched(objects, key), start=-1):  # the header comes before the first entry
+            if position in entries:
+                entry = entries[position] | {"fetched_at": json.loads(line)["fetched_at"]}
+                line = json.dumps(entry, ensure_ascii=False) + "\n"  # noqa: PLW2901
+            body.write(line.encode())
+        body.seek(0)
+        objects.put(BUCKET, key, body, "application/jsonl")  # type: ignore[arg-type]
 
 
 def _fetched(objects: Objects, key: str) -> Iterator[str]:

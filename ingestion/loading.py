@@ -10,24 +10,29 @@ import hashlib
 import io
 import json
 import re
+import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, Self
+from pathlib import Path
+from typing import IO, Any, Self
 
+import bson
+import numpy as np
 import psycopg2
 import pyarrow as pa
 import pyarrow.compute as pc
 from psycopg2.extensions import connection, cursor
 from psycopg2.extras import execute_batch
 
-from ingestion import rows
+from ingestion import rows, tombstones
 from ingestion.contract import Bad, BadPage, Blob, Landed, Record, Resource, Source
 from ingestion.journal import Header, Uploads, read_segment, read_verdict
+from ingestion.tombstones import Withdrawn
 from storage import warehouse
 from storage.documents import Documents
 from storage.errors import Problem
@@ -48,6 +53,7 @@ class Counts:
     versions: int = 0
     quarantined: int = 0
     bytes: int = 0
+    forgotten: int = 0  # records that were withdrawn and came once more
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,7 @@ class Stores:
     warehouse: connection
     objects: Objects
     documents: Callable[[], Documents]
+    copies: Mapping[str, Path]  # of objects in landing, on this machine
 
 
 def load_segment(
@@ -67,7 +74,7 @@ def load_segment(
     ``reached`` is told each stage boundary (faults are injected there in tests).
     """
     db = stores.warehouse
-    header, entries = read_segment(stores.objects, source.name, load)
+    header, entries = read_segment(stores.objects, source.name, load, stores.copies)
     resource = next((r for r in source.resources if r.name == header.resource), None)
     if resource is None:
         say(f"{source.name}: segment {load} is of the resource {header.resource}, which is no more; left as it is")
@@ -78,22 +85,25 @@ def load_segment(
         if sql.fetchone():
             return None
         ensure_table(db, source, resource)
-        table = _Table(source, resource, load, sql)
-        with Uploads(stores.objects) as uploads, _Writer(sql) as writer, ThreadPoolExecutor(ENCODERS) as encoders:
-            parsing = _Parsing(source, resource, load, uploads, writer)
-            for batch in parsing.batches(entries):
-                uploads.wait()  # a row never names a blob that is not there
-                reached("parsed")
-                if resource.store == "documents":
-                    _project(source.table(resource), batch, stores)
-                reached("documents")
-                writer.copy(table.copy, encoders.submit(table.encoded, batch))
-                reached("copied")
-                say(f"{source.name}/{resource.name}: {parsing.counts.rows:,} records of {parsing.counts.pages:,} pages")
-        counts = parsing.counts
-        counts.versions = table.keep_what_is_new(header.again_of)
-        if resource.mode == "replace" and header.lane == "live" and None not in parsing.refused:
-            counts.versions += table.delete_missing(parsing.refused)
+        with _Table(source, resource, load, sql) as table, ThreadPoolExecutor(ENCODERS) as encoders:
+            with Uploads(stores.objects) as uploads, _Writer(sql) as writer:
+                withdrawn = Withdrawn.read(stores.objects, source.name, resource.name)
+                parsing = Parsing(source, resource, load, uploads, writer, withdrawn)
+                counts = parsing.counts
+                for batch in parsing.batches(entries):
+                    uploads.wait()  # a row never names a blob that is not there
+                    reached("parsed")
+                    if resource.store == "documents":
+                        _project(source.table(resource), batch, stores)
+                    reached("documents")
+                    writer.copy(table.copy, encoders.submit(table.encoded, batch))
+                    reached("copied")
+                    say(f"{source.name}/{resource.name}: {counts.rows:,} records of {counts.pages:,} pages")
+            if parsing.led_to:
+                tombstones.write(stores.objects, source.name, parsing.led_to)
+            counts.versions = table.keep_what_is_new(header.again_of, encoders)
+            if resource.mode == "replace" and header.lane == "live" and None not in parsing.refused:
+                counts.versions += table.delete_missing(parsing.refused)
         verdict: dict[str, Any] = read_verdict(stores.objects, source.name, load) or {"state": "loaded"}
         _record(db, header, counts, verdict, header.sealed_at)
         if header.again_of:
@@ -122,8 +132,20 @@ def ensure_table(db: connection, source: Source, resource: Resource) -> None:
                 ) from error
 
 
+def _records(kept: pa.RecordBatch) -> list[Record]:
+    """What was kept of a page, as records."""
+    documents = "_document" in kept.schema.names
+    return [bson.decode(body) for body in kept["_document"].to_pylist()] if documents else kept.to_pylist()
+
+
+def _column(batch: pa.RecordBatch, field: pa.Field) -> pa.Array:
+    """A column of what was kept of a page, in today's type; the resource may have got it since."""
+    there = field.name in batch.schema.names
+    return batch[field.name].cast(field.type) if there else pa.nulls(batch.num_rows, field.type)
+
+
 @dataclass
-class _Batch:
+class Batch:
     """Lines on their way to raw: where each came from, its key, and its data in the columns that travel.
 
     ``documents`` are the documents themselves, each with its page's key in landing; None for a deletion. Their data is
@@ -139,26 +161,41 @@ class _Batch:
     hashes: pa.Array | None = None
 
 
-class _Parsing:
+class Parsing:
     """Entries of a segment become checked lines; what breaks its contract goes to quarantine.
 
-    ``refused`` gets the keys of those, and None for what has none.
+    ``refused`` gets the keys of those, and None for what has none. What was withdrawn is passed over, as if its place
+    were empty; ``led_to`` gets what else of the source goes with a record that a withdrawn value was found in, and
+    ``blobs`` the files of what was withdrawn.
     """
 
-    def __init__(self, source: Source, resource: Resource, load: int, uploads: Uploads, writer: _Writer) -> None:
+    def __init__(
+        self,
+        source: Source,
+        resource: Resource,
+        load: int,
+        uploads: Uploads,
+        writer: _Writer,
+        withdrawn: Withdrawn = Withdrawn(),  # noqa: B008 - it is frozen
+    ) -> None:
         self.counts, self.refused = Counts(), set[str | None]()
+        self.led_to, self.blobs = set[tombstones.Tombstone](), set[str]()
+        self._withdrawn, self._some_withdrawn = withdrawn, bool(withdrawn)
         self._source, self._resource, self._load = source, resource, load
         self._uploads, self._writer = uploads, writer
-        self._position = 0
+        self.position = 0
         self._lines: list[tuple[int, Landed, str, Record | None]] = []  # position, page, key; None for a deletion
 
-    def batches(self, entries: Iterator[Landed]) -> Iterator[_Batch]:
+    def batches(self, entries: Iterator[Landed]) -> Iterator[Batch]:
         for page in entries:
             self.counts.pages += 1
             self.counts.bytes += page.size
+            remains = self._withdrawn.remains(self._source.name, page)
             if page.gone is not None:
-                self._position += 1
-                self._lines.append((self._position, page, rows.key_text(page.gone), None))
+                self._deletion(page, rows.key_text(page.gone))
+            elif remains is not None:
+                yield from self._flush()
+                yield from self._remains(replace(page, key=remains))
             else:
                 self._index(page)
                 try:
@@ -171,14 +208,23 @@ class _Parsing:
                         if len(self._lines) >= BATCH:
                             yield from self._flush()
                 except BadPage as error:
-                    self._position += 1
+                    self.position += 1
                     self._quarantine(page, page.name, str(error))
             if len(self._lines) >= BATCH:
                 yield from self._flush()
         yield from self._flush()
 
+    def _deletion(self, page: Landed, key: str) -> None:
+        self.position += 1
+        if self._some_withdrawn and self._withdrawn.has_key(key):
+            self.counts.forgotten += 1
+        else:
+            self._lines.append((self.position, page, key, None))
+
     def _line(self, page: Landed, record: Record | Bad) -> None:
-        self._position += 1
+        self.position += 1
+        if self._some_withdrawn and self._passed_over(record.payload if isinstance(record, Bad) else record):
+            return
         if isinstance(record, Bad):
             self._quarantine(page, record.payload, record.reason)
             return
@@ -194,9 +240,9 @@ class _Parsing:
             return
         self.counts.rows += 1
         key = rows.key_text(tuple(map(record.get, self._resource.key)))
-        self._lines.append((self._position, page, key, record))
+        self._lines.append((self.position, page, key, record))
 
-    def _columns(self, page: Landed, batch: pa.RecordBatch) -> Iterator[_Batch]:
+    def _columns(self, page: Landed, batch: pa.RecordBatch) -> Iterator[Batch]:
         """A batch of a source's own, column by column; rows that break the contract are looked at one by one."""
         sifted = rows.sift(self._resource, batch)
         if sifted is None:
@@ -207,20 +253,75 @@ class _Parsing:
         data, fit = sifted
         keys = rows.keys(self._resource, batch)
         fit = pc.and_(fit, pc.less_equal(pc.binary_length(keys), rows.LONGEST_KEY))
-        positions = pa.array(range(self._position + 1, self._position + batch.num_rows + 1), pa.int64())
+        passed = pa.repeat(pa.scalar(False), batch.num_rows)
+        if self._some_withdrawn:
+            passed = pa.array(map(self._passed_over, batch.to_pylist()), pa.bool_())
+            fit = pc.and_(fit, pc.invert(passed))
+        positions = pa.array(range(self.position + 1, self.position + batch.num_rows + 1), pa.int64())
         if fit.false_count:
             for index, record in enumerate(batch.to_pylist()):
-                if not fit[index].as_py():
+                if not fit[index].as_py() and not passed[index].as_py():
                     self._quarantine(page, record, rows.check(self._resource, record) or "it does not fit its columns")
             data, keys, positions = (part.filter(fit) for part in (data, keys, positions))
-        self._position += batch.num_rows
+        self.position += batch.num_rows
         self.counts.rows += data.num_rows
         for start in range(0, data.num_rows, ROWS):
             part, at = data.slice(start, ROWS), slice(start, start + ROWS)
             count = part.num_rows
-            yield _Batch(positions[at], [page.position] * count, keys[at], [False] * count, part)
+            yield Batch(positions[at], [page.position] * count, keys[at], [False] * count, part)
 
-    def _flush(self) -> Iterator[_Batch]:
+    def _passed_over(self, record: object) -> bool:
+        """Whether a record was withdrawn; where a value of it was, its key is from now on."""
+        if not self._withdrawn.has(self._resource, record):
+            return False
+        self.counts.forgotten += 1
+        if not isinstance(record, Mapping):
+            return True
+        self.blobs |= {blob_key(self._source, value) for value in record.values() if isinstance(value, Blob)}
+        if self._withdrawn.by_field(record):
+            values = {name: record.get(name) for name in self._resource.key}
+            key = rows.key_text(tuple(values.values()))
+            self.led_to |= tombstones.siblings(self._source, self._resource, key, values)
+        return True
+
+    def _remains(self, page: Landed) -> Iterator[Batch]:
+        """What a withdrawal has left of a page (``forgetting.keep`` wrote it), each line at the place that it had."""
+        if not page.key:
+            self.position += 1  # of a deletion
+            return
+        self._index(page)
+        columns = rows.wire(self._resource)
+        with page.path() as path, pa.OSFile(str(path)) as file, pa.ipc.open_stream(file) as reader:
+            for written in reader:
+                kept = self._spared(written)
+                count = kept.num_rows
+                self.counts.rows += count
+                data = [_column(kept, column) for column in columns]
+                batch = Batch(
+                    positions=pc.add(kept["_position"], self.position),
+                    pages=[page.position] * count,
+                    keys=kept["_key"].to_pylist(),
+                    deleted=[False] * count,
+                    data=pa.record_batch(data, schema=columns),
+                )
+                if self._resource.store == "documents":
+                    batch.documents = [(record, page.key) for record in _records(kept)]
+                    batch.hashes = kept["_hash"]
+                yield batch
+            self.position += int(reader.schema.metadata[b"positions"])
+            if page.erased is None:  # it is named once more, and the journal says its name again
+                self.counts.forgotten += 1
+
+    def _spared(self, kept: pa.RecordBatch) -> pa.RecordBatch:
+        """Those of the lines that no later withdrawal took."""
+        if not self._some_withdrawn:
+            return kept
+        keys, has_key, by_field = kept["_key"].to_pylist(), self._withdrawn.has_key, self._withdrawn.by_field
+        stay = [not (has_key(key) or by_field(record)) for key, record in zip(keys, _records(kept), strict=True)]
+        self.counts.forgotten += stay.count(False)
+        return kept.filter(pa.array(stay, pa.bool_()))
+
+    def _flush(self) -> Iterator[Batch]:
         lines, self._lines = self._lines, []
         if not lines:
             return
@@ -230,10 +331,10 @@ class _Parsing:
             found = [(record, page.key) if record is not None else None for _, page, _, record in lines]
             hashes = [bytes.fromhex(rows.hash_of(self._resource, one[0])) if one else NO_HASH for one in found]
             data = pa.record_batch([pa.nulls(len(lines), pa.string())], ["doc"])
-            yield _Batch(positions, pages, keys, deleted, data, found, pa.array(hashes, pa.binary()))
+            yield Batch(positions, pages, keys, deleted, data, found, pa.array(hashes, pa.binary()))
         else:
             data = rows.batch_of(self._resource, [record or {} for *_, record in lines])
-            yield _Batch(positions, pages, keys, deleted, data)
+            yield Batch(positions, pages, keys, deleted, data)
 
     def _index(self, page: Landed) -> None:
         self._writer.execute(
@@ -254,7 +355,7 @@ class _Parsing:
         self._writer.execute(
             "insert into ops.quarantine (source, load, resource, position, payload, reason, landing) "
             "select %s, %s, %s, %s, %s, %s, %s",
-            (self._source.name, self._load, self._resource.name, self._position, text, reason, page.key),
+            (self._source.name, self._load, self._resource.name, self.position, text, reason, page.key),
         )
 
 
@@ -273,8 +374,8 @@ class _Writer:
         if len(self._statements) >= 1_000:
             self._submit(lambda: None)
 
-    def copy(self, into: Callable[[bytes], None], data: Future[bytes]) -> None:
-        self._submit(lambda: into(data.result()))
+    def copy(self, into: Callable[[_Encoded], None], batch: Future[_Encoded]) -> None:
+        self._submit(lambda: into(batch.result()))
 
     def _submit(self, then: Callable[[], None]) -> None:
         statements, self._statements = self._statements, []
@@ -302,13 +403,18 @@ class _Writer:
 
 
 def _put_blob(uploads: Uploads, source: Source, blob: Blob) -> str:
-    sha256 = hashlib.sha256(blob.data).hexdigest()
-    key = f"{source.name}/{sha256[:2]}/{sha256}{blob.suffix}"
+    key = blob_key(source, blob)
     uploads.put("derived", key, blob.data, blob.content_type)
     return key
 
 
-def _project(collection: str, batch: _Batch, stores: Stores) -> None:
+def blob_key(source: Source, blob: Blob) -> str:
+    """Where a blob lies in the bucket ``derived``: by its content."""
+    sha256 = hashlib.sha256(blob.data).hexdigest()
+    return f"{source.name}/{sha256[:2]}/{sha256}{blob.suffix}"
+
+
+def _project(collection: str, batch: Batch, stores: Stores) -> None:
     """Write a batch of documents, read the versions back, and make them the data that raw gets."""
     documents = stores.documents()
     ids, versions = list[str | None](), dict[str, dict[str, Any]]()
@@ -344,34 +450,60 @@ CHANGED = """case
 end"""
 
 
+# What tells whether a line is new: all that a table with rows is sent of it at first.
+TELLING = {name: rows.META[name] for name in ("_position", "_key", "_hash", "_deleted")}
+# A line of two columns in COPY's binary format, after its header: how many columns, and each with its length.
+COPY_HEADER = 19
+CHOSEN = np.dtype([("", ">i2"), ("", ">i4"), ("position", ">i8"), ("", ">i4"), ("again", "?")])
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """Lines as COPY reads them; ``whole`` where these are only what tells whether they are new."""
+
+    data: bytes
+    whole: pa.RecordBatch | None = None
+
+
 class _Table:
     """The raw table of a load, in the load's transaction.
 
-    An empty table is copied into as it is, and gets its indexes afterwards. Otherwise what came waits in a temporary
-    table, and only what is new or has changed is appended; numbers of any precision get their type on that way.
+    An empty table is copied into as it is, and gets its indexes afterwards. For one that has rows, the lines wait in a
+    file on this machine: their keys and hashes are sent first, and then the lines that say something new.
     """
 
     def __init__(self, source: Source, resource: Resource, load: int, sql: cursor) -> None:
-        self._source, self._resource, self._load, self._sql = source.name, resource, load, sql
-        self._name = f'raw."{source.table(resource)}"'
+        self._source, self._load, self._sql = source.name, load, sql
+        table = source.table(resource)
+        self._name = self._target = f'raw."{table}"'
         self._columns = rows.META | rows.data_columns(resource)
-        sql.execute(f"select not exists (select from {self._name})")
-        empty = bool(warehouse.first(sql)[0])
-        self._direct = empty and "numeric" not in self._columns.values()
-        self._target = self._name
-        self._with_indexes = rows.with_indexes(source.table(resource)) if self._direct else []
-        if self._direct:
-            for statement in rows.without_indexes(source.table(resource)):
+        sql.execute(f"select exists (select from {self._name})")
+        self._has_rows = bool(warehouse.first(sql)[0])
+        self._indexes = [] if self._has_rows else rows.with_indexes(table)
+        if self._has_rows:
+            sql.execute(f"create temporary table incoming ({_typed(TELLING)}) on commit drop")
+        else:  # what is copied into a table made or emptied in the same transaction is written once and for all
+            for statement in (f"truncate {self._name}", *rows.without_indexes(table)):
                 sql.execute(statement)
-        else:
-            travelling = {name: "text" if kind == "numeric" else kind for name, kind in self._columns.items()}
-            listed = ", ".join(f'"{name}" {kind}' for name, kind in travelling.items())
-            sql.execute(f"create temporary table incoming ({listed}) on commit drop")
-            self._target = "incoming"
+        if "numeric" in self._columns.values():  # Arrow has nothing that COPY would take for one: they travel as text
+            self._target = "travelling"
+            kinds = {name: "text" if kind == "numeric" else kind for name, kind in self._columns.items()}
+            sql.execute(f"create temporary table travelling ({_typed(kinds)}) on commit drop")
 
-    def encoded(self, batch: _Batch) -> bytes:
-        """A batch as COPY reads it."""
+    def __enter__(self) -> Self:
+        self._file: IO[bytes] = tempfile.TemporaryFile(prefix="lyrebird-")
+        self._page = 0  # the last
+        self._count, self._deletions = 0, False
+        self._waiting: pa.ipc.RecordBatchFileWriter | None = None
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+
+    def encoded(self, batch: Batch) -> _Encoded:
+        """A batch with its hashes, as COPY reads it."""
         deleted = pa.array(batch.deleted)
+        self._deletions |= any(batch.deleted)
         hashes = batch.hashes if batch.hashes is not None else rows.hashes(batch.data)
         columns = {
             "_load": pa.repeat(pa.scalar(self._load, pa.int64()), len(deleted)),
@@ -382,91 +514,134 @@ class _Table:
             "_deleted": deleted,
             "_again": pa.repeat(pa.scalar(False), len(deleted)),
         } | dict(zip(batch.data.schema.names, batch.data.columns, strict=True))
-        return rows.copy_bytes(self._columns, pa.record_batch(columns))
+        lines = pa.record_batch(columns)
+        if self._has_rows:
+            return _Encoded(rows.copy_bytes(TELLING, lines.select(list(TELLING))), lines)
+        return _Encoded(rows.copy_bytes(self._columns, lines))
 
-    def copy(self, data: bytes) -> None:
-        listed = ", ".join(f'"{name}"' for name in self._columns)
+    def copy(self, batch: _Encoded) -> None:
+        if batch.whole is None:
+            self._copy(self._target, self._columns, batch.data)
+            self._count += self._sql.rowcount
+            return
+        self._copy("incoming", TELLING, batch.data)
+        self._page = batch.whole["_page"][-1].as_py()
+        self._waiting = self._waiting or pa.ipc.new_file(self._file, batch.whole.schema)
+        self._waiting.write_batch(batch.whole)
+
+    def _copy(self, target: str, columns: Iterable[str], data: bytes) -> None:
+        frozen = ", freeze" * (target == self._name and not self._has_rows)
         self._sql.copy_expert(
-            f"copy {self._target} ({listed}) from stdin (format binary)", io.BytesIO(data), size=1 << 20
+            f"copy {target} ({_listed(columns)}) from stdin (format binary{frozen})", io.BytesIO(data), size=1 << 20
         )
 
-    def keep_what_is_new(self, again_of: int | None) -> int:
+    def keep_what_is_new(self, again_of: int | None, encoders: ThreadPoolExecutor) -> int:
         """Append what is new or differs from the current version of loads that were not rejected. Returns how much.
 
         Pages of the load ``again_of`` that are read again add only keys of which nothing came since: that is newer.
         """
-        if not self._direct:
-            return self._insert_versions(again_of)
-        count = self._drop_repeats()
-        for statement in self._with_indexes:
+        self._sql.execute("set local work_mem = '128MB'")
+        self._sql.execute("set local maintenance_work_mem = '256MB'")
+        if self._waiting:
+            self._waiting.close()
+            for data in _ahead(encoders, self._chosen, self._new(again_of)):
+                self._copy(self._target, self._columns, data)
+                self._count += self._sql.rowcount
+        if self._target != self._name:
+            casts = (f'"{name}"' + "::numeric" * (kind == "numeric") for name, kind in self._columns.items())
+            self._sql.execute(
+                f"insert into {self._name} ({_listed(self._columns)}) select {', '.join(casts)} from {self._target}"
+            )
+        for statement in self._indexes:
             self._sql.execute(statement)
-        return count
+        return self._count if self._has_rows else self._count - self._drop_repeats()
 
     def _drop_repeats(self) -> int:
-        self._sql.execute("set local work_mem = '128MB'")
-        self._sql.execute(
-            f"select coalesce(sum(lines), 0)::bigint, coalesce(max(lines), 0) > 1 or coalesce(bool_or(gone), false) "
-            f"from (select count(*) as lines, bool_or(_deleted) as gone from {self._name} group by _key) as of_key"
-        )
-        count, repeats = warehouse.first(self._sql)
-        if repeats:
-            self._sql.execute(
-                f"""
-                with steps as (
-                    select _position, _hash, _deleted, lag(_hash) over of_key as before,
-                           lag(_deleted) over of_key as before_deleted
-                    from {self._name} window of_key as (partition by _key order by _position)
-                ), repeats as (
-                    delete from {self._name} as r using steps
-                    where r._position = steps._position and not {CHANGED}
-                )
-                update {self._name} as r set _again = true from steps
-                where r._position = steps._position and before is not null and {CHANGED}
-                """
-            )
-            self._sql.execute(f"select count(*) from {self._name}")
-            count = warehouse.first(self._sql)[0]
-        return int(count)
-
-    def _insert_versions(self, again_of: int | None) -> int:
-        """Most of what comes again is as it was, and known by its key and hash alone. The keys of the rest, and those
-        that had several versions before, are looked at version by version.
-        """
-        listed = ", ".join(f'"{name}"' for name in self._columns)
-        given = {name: f'i."{name}"' + "::numeric" * (kind == "numeric") for name, kind in self._columns.items()}
-        given["_again"] = "before is not null"
-        self._sql.execute("set local work_mem = '128MB'")
-        self._sql.execute("analyze incoming")
+        """Take away lines of a first load that repeat the one before of their key, or delete what never was."""
+        self._sql.execute(f"select exists (select from {self._name} group by _key having count(*) > 1)")
+        if not self._deletions and not warehouse.first(self._sql)[0]:
+            return 0
         self._sql.execute(
             f"""
-            with accepted as not materialized (
-                select r.* from {self._name} as r
-                join ops.load as l on l.source = %(source)s and l.load = r._load and l.state <> 'rejected'
-            ), doubtful as (
-                select _key from incoming as i
-                where not exists (select from accepted as r where r._key = i._key and r._hash = i._hash)
-                union
-                select _key from {self._name} where _again and _key in (select _key from incoming)
-            ), lines as (
-                select _key, _load, _position, _hash, _deleted from incoming where _key in (select _key from doubtful)
-                union all
-                select _key, _load, _position, _hash, _deleted from accepted
+            with steps as (
+                select _position, _hash, _deleted, lag(_hash) over of_key as before,
+                       lag(_deleted) over of_key as before_deleted
+                from {self._name} window of_key as (partition by _key order by _position)
+            ), repeats as (
+                delete from {self._name} as r using steps
+                where r._position = steps._position and not {CHANGED}
+                returning 1
+            ), others as (
+                update {self._name} as r set _again = true from steps
+                where r._position = steps._position and before is not null and {CHANGED}
+            )
+            select count(*) from repeats
+            """
+        )
+        return int(warehouse.first(self._sql)[0])
+
+    def _new(self, again_of: int | None) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
+        """Batches of the lines that wait, and which of their lines say something new (:data:`CHOSEN`).
+
+        Most of what comes again is as it was, and its key and hash say so. The keys of the rest are looked at line by
+        line, after the last version that there was: among several that is one which followed another.
+        """
+        accepted = self._sql.mogrify(
+            f"""
+            select r._key, r._load, r._position, r._hash, r._deleted, r._again from {self._name} as r
+            join ops.load as l on l.source = %s and l.load = r._load and l.state <> 'rejected'
+            """,
+            (self._source,),
+        ).decode()
+        self._sql.execute(
+            f"""
+            analyze incoming;
+            create temporary table doubtful on commit drop as
+                select i._key, r._load, r._position, r._hash, r._deleted
+                from incoming as i left join ({accepted}) as r on r._key = i._key
+                where r._key is null or r._again or (r._hash, r._deleted) <> (i._hash, i._deleted);
+            analyze doubtful
+            """
+        )
+        found = self._sql.mogrify(
+            f"""
+            with lines as (
+                select _key, %(load)s::bigint as _load, _position, _hash, _deleted from incoming
                 where _key in (select _key from doubtful)
+                union all
+                select distinct * from doubtful where _load is not null
             ), steps as (
                 select *, lag(_hash) over of_key as before, lag(_deleted) over of_key as before_deleted
                 from lines window of_key as (partition by _key order by _load, _position)
             )
-            insert into {self._name} ({listed})
-            select {", ".join(given.values())}
-            from steps join incoming as i using (_load, _position)
-            where {CHANGED}
-              and not exists (
-                select from accepted as r where r._key = steps._key and r._load >= %(again_of)s
-            )
+            select _position, before is not null from steps
+            where _load = %(load)s and {CHANGED}
+              and not exists (select from ({accepted}) as r where r._key = steps._key and r._load >= %(again_of)s)
+            order by _position
             """,
-            {"source": self._source, "again_of": again_of},
+            {"load": self._load, "again_of": again_of},
         )
-        return self._sql.rowcount
+        with tempfile.TemporaryFile(prefix="lyrebird-") as chosen:
+            self._sql.copy_expert(f"copy ({found.decode()}) to stdout (format binary)", chosen)
+            chosen.seek(COPY_HEADER)
+            lines, rest = pa.ipc.open_file(self._file), np.empty(0, CHOSEN)
+            for number in range(lines.num_record_batches):
+                batch = lines.get_batch(number)
+                last = batch["_position"][-1].as_py()
+                while (not len(rest) or rest["position"][-1] <= last) and (block := chosen.read(CHOSEN.itemsize << 16)):
+                    whole = len(block) // CHOSEN.itemsize  # two bytes at the end say that it is the end
+                    rest = np.concatenate([rest, np.frombuffer(block, CHOSEN, whole)])
+                count = int(np.searchsorted(rest["position"], last, "right"))
+                if count:
+                    yield batch, rest[:count]
+                rest = rest[count:]
+
+    def _chosen(self, batch: pa.RecordBatch, chosen: np.ndarray) -> bytes:
+        """Those lines of a batch, as COPY reads them."""
+        which = np.searchsorted(batch["_position"].to_numpy(), chosen["position"])
+        lines = batch.take(pa.array(which))
+        again = lines.schema.get_field_index("_again")
+        return rows.copy_bytes(self._columns, lines.set_column(again, "_again", pa.array(chosen["again"])))
 
     def delete_missing(self, refused: set[str | None]) -> int:
         """Append a deletion for each current key that a snapshot does not hold.
@@ -474,12 +649,13 @@ class _Table:
         A key whose record went to quarantine is no deletion; where records were refused that have no key, nobody knows
         whose they were, and the caller deletes nothing.
         """
+        if not self._has_rows:
+            return 0
         self._sql.execute(
             f"""
-            with incoming as (select * from {self._target} where _load = %(load)s)
             insert into {self._name} (_load, _position, _page, _key, _hash, _deleted, _again)
             select %(load)s, (select max(_position) from incoming) + row_number() over (order by c._key),
-                   (select max(_page) from incoming), c._key, %(no_hash)s::uuid, true, true
+                   %(page)s, c._key, %(no_hash)s::uuid, true, true
             from (
                 select distinct on (r._key) r._key, r._deleted
                 from {self._name} as r
@@ -490,9 +666,29 @@ class _Table:
               and not exists (select from incoming as i where i._key = c._key)
               and c._key <> all(%(refused)s)
             """,
-            {"load": self._load, "source": self._source, "refused": list(refused), "no_hash": NO_HASH.hex()},
+            {"load": self._load, "source": self._source, "page": self._page}
+            | {"refused": list(refused), "no_hash": NO_HASH.hex()},
         )
         return self._sql.rowcount
+
+
+def _listed(columns: Iterable[str]) -> str:
+    return ", ".join(f'"{name}"' for name in columns)
+
+
+def _typed(columns: Mapping[str, str]) -> str:
+    return ", ".join(f'"{name}" {kind}' for name, kind in columns.items())
+
+
+def _ahead(pool: ThreadPoolExecutor, work: Callable[..., bytes], given: Iterable[tuple[Any, ...]]) -> Iterator[bytes]:
+    """What work makes of each, in order, begun a little before it is asked for."""
+    pending = deque[Future[bytes]]()
+    for one in given:
+        pending.append(pool.submit(work, *one))
+        if len(pending) > AHEAD:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
 
 
 def _replayed(sql: cursor, header: Header, load: int) -> None:
@@ -525,13 +721,14 @@ def _record(db: connection, header: Header, counts: Counts, verdict: dict[str, A
         sql.execute(
             """
             insert into ops.load (source, load, resource, lane, slice, interval_start, interval_end, state, pages, rows,
-                                  versions, quarantined, bytes, fetched_at, judged_at, reason, run_id, cursor)
-            values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+                                  versions, quarantined, forgotten, bytes, fetched_at, judged_at, reason, run_id,
+                                  cursor)
+            values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
             """,
             (
                 *(header.source, header.load, header.resource, header.lane, header.slice, start, end, verdict["state"]),
-                *(counts.pages, counts.rows, counts.versions, counts.quarantined, counts.bytes, fetched_at),
-                *(verdict.get("at"), verdict.get("reason"), header.run_id, _jsonb(header.cursor)),
+                *(counts.pages, counts.rows, counts.versions, counts.quarantined, counts.forgotten, counts.bytes),
+                *(fetched_at, verdict.get("at"), verdict.get("reason"), header.run_id, _jsonb(header.cursor)),
             ),
         )
     point_cursor(db, header.source, header.resource, header.lane)

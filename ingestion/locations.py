@@ -30,6 +30,7 @@ from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
 
 import tenacity
 
+from ingestion.contract import STORAGE
 from ingestion.journal import digest
 from storage.errors import Problem
 
@@ -67,9 +68,9 @@ class Entry:
 class Location:
     """Files under ``url``: a folder or file, by path, ``file``, ``http(s)``, ``s3``, ``ftp(s)``, ``sftp`` or ``hdfs``.
 
-    ``storage`` says more of it (``STORAGE``). Without it S3 is the platform's own object store (the ``LYREBIRD_S3_*``
-    settings); what it leaves out of another one is as AWS clients find it. A web server may have a private address, as
-    somebody has named it here; where it redirects may not, unless ``allowed_hosts`` has that host.
+    ``storage`` says more of it (``contract.STORAGE``). Without it S3 is the platform's own object store (the
+    ``LYREBIRD_S3_*`` settings); what it leaves out of another one is as AWS clients find it. A web server may have a
+    private address, as somebody has named it here; where it redirects may not, unless ``allowed_hosts`` has that host.
     Raises Problem, in every method, when the location cannot be reached or is not there.
     """
 
@@ -711,16 +712,6 @@ def fingerprint(entries: Sequence[Entry], *more: object) -> str:
     return hashlib.sha256(json.dumps([listing, more], default=str).encode()).hexdigest()[:32]
 
 
-# Scheme -> what the option `storage` may say of it.
-STORAGE: dict[str, tuple[str, ...]] = {
-    "": (),
-    "file": (),
-    "http": ("username", "password", "rate", "allowed_hosts"),
-    "s3": ("endpoint", "access_key", "secret_key", "region"),
-    "ftp": ("username", "password", "tls"),
-    "sftp": ("username", "password", "key_filename", "known_hosts"),
-    "hdfs": ("username",),
-}
 _SAME = {"https": "http", "ftps": "ftp", "ssh": "sftp"}
 
 

@@ -14,11 +14,12 @@ from __future__ import annotations
 import errno
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import psycopg2
@@ -40,11 +41,13 @@ from storage import settings as given
 from storage import warehouse
 from storage.documents import Documents
 from storage.errors import Problem
+from storage.gates import audit as gates
 from storage.gates import loads as gate
 from storage.objects import Objects
 from storage.settings import Settings
 
 Say = Callable[[str], None]
+COPIES = 2 << 30  # bytes of what has just landed that stay on this machine until they are loaded
 
 
 @dataclass
@@ -80,7 +83,7 @@ def ingest(
         raise Problem(f"{source.name} has no resource {sorted(unknown)[0]}", f"It has: {names}")
     report, failed = Report(source.name), list[Problem]()  # one resource that fails does not stop the others
     lane, slice = ("backfill", slice_name(interval)) if interval else ("live", "all")
-    with _holding(f"fetch:{source.name}:{lane}:{slice}", source, settings) as stores:
+    with _holding(f"fetch:{source.name}:{lane}:{slice}", source, settings, fetches=True) as stores:
         with _holding(_loading(source), source, settings) as loader:
             report.recovered = _load_sealed(source, loader, report, say, reached)
             judge_pending(source, loader, settings, say)
@@ -89,21 +92,33 @@ def ingest(
                 continue
             attempt = _Attempt(stores.warehouse, source, resource, lane, slice, interval, run_id)
             try:
-                with attempt:
-                    load = _fetch(source, resource, stores, settings, attempt, _throttled(say), reached)
+                with attempt, journal.Copies(COPIES if resource.store != "objects" else 0) as copies:
+                    load = _fetch(source, resource, stores, settings, attempt, _throttled(say), reached, copies)
                     if load is None:
                         say(f"{source.name}/{resource.name}: nothing new")
                         continue
-                    with _holding(_loading(source), source, settings) as loader:
+                    with _holding(_loading(source), source, settings, copies) as loader:
                         _load_sealed(source, loader, report, say, reached)
                     attempt.load = load
             except Problem as problem:
                 if failed:
                     say(f"{source.name}/{resource.name} failed as well: {problem.what}")
                 failed.append(problem)
+        offered = _offered_once_more(source, stores.warehouse)
+    if offered:
+        from ingestion import forgetting
+
+        forgetting.sweep(source, settings, say)
     if failed:
         raise failed[0]
     return report
+
+
+def _offered_once_more(source: Source, db: connection) -> bool:
+    """Whether a load met what was withdrawn before: the rows stayed out, but its pages have landed with it."""
+    with db, db.cursor() as sql:
+        sql.execute("select exists (select from ops.load where source = %s and forgotten > 0)", (source.name,))
+        return bool(warehouse.first(sql)[0])
 
 
 Slice = tuple[list[str] | None, journal.Interval | None]  # resources (None: all) and interval (None: what is new)
@@ -192,18 +207,69 @@ def judge_pending(source: Source, stores: Stores, settings: Settings, say: Say) 
             quarantine_share=options(source)["quarantine_share"],
         )
         state = "published" if verdict.accepted else "rejected"
-        journal.write_verdict(stores.objects, source.name, load, state, verdict.reason)
-        with db, db.cursor() as sql:
-            sql.execute(
-                "update ops.load set state = %s, reason = %s, judged_at = now() where source = %s and load = %s",
-                (state, verdict.reason, source.name, load),
-            )
-            point_cursor(db, source.name, name, lane)
-        if resource.settled:
+        _settle(source, load, name, lane, stores, state, verdict.reason)
+        if resource.settled and lane != "forget":
             resource.settled(Context(options(source), cursor, resource, None, settings, say), verdict.accepted)
         states[load] = (state, verdict.reason)
         say(f"{source.name}/{name}: load {load} {state}" + (f": {verdict.reason}" if verdict.reason else ""))
     return states
+
+
+def _settle(source: Source, load: int, resource: str, lane: str, stores: Stores, state: str, reason: str) -> None:
+    """Write a verdict into landing, where a replay finds it, and then into the warehouse."""
+    journal.write_verdict(stores.objects, source.name, load, state, reason)
+    with stores.warehouse as db, db.cursor() as sql:
+        sql.execute(
+            "update ops.load set state = %s, reason = %s, judged_at = now() where source = %s and load = %s",
+            (state, reason, source.name, load),
+        )
+        point_cursor(db, source.name, resource, lane)
+
+
+def accept(source: Source, load: int, settings: Settings, say: Say = print) -> None:
+    """Publish a load that the audit rejected: somebody has looked at it, and it is as it should be.
+
+    Raises Problem unless it was rejected and nothing of its resource has come since, which was not compared with it.
+    """
+    with _holding(_loading(source), source, settings) as stores:
+        with stores.warehouse as db, db.cursor() as sql:
+            sql.execute(
+                "select resource, lane, state, reason, (select max(load) from ops.load as l "
+                "where l.source = o.source and l.resource = o.resource) from ops.load as o "
+                "where source = %s and load = %s",
+                (source.name, load),
+            )
+            row = sql.fetchone()
+        if row is None or row[2] != "rejected":
+            what = "there is none" if row is None else f"it is {row[2]}"
+            raise Problem(f"load {load} of {source.name} was not rejected: {what}", "`lyrebird ledger` shows the loads")
+        name, lane, _, reason, newest = row
+        if newest != load:
+            raise Problem(
+                f"load {newest} of {source.name}/{name} came after load {load}",
+                f"Ingest again; then accept what is rejected of it: `lyrebird audit {source.name} --accept LOAD`",
+            )
+        resource = next(one for one in source.resources if one.name == name)
+        gates.accept(settings, f"load.{source.table(resource)}")
+        _settle(source, load, name, lane, stores, "published", f"accepted by a person; the audit said: {reason}")
+    say(f"{source.name}/{name}: load {load} published, although {reason}")
+
+
+@contextmanager
+def withdrawing(sources: list[Source], settings: Settings) -> Iterator[Stores]:
+    """The stores, while nobody fetches or loads these sources."""
+    with ExitStack() as held:
+        for source in sources:
+            lock = held.enter_context(closing(warehouse.connect(settings, application=f"forget {source.name}")))
+            held.enter_context(warehouse.advisory_lock(lock, f"forget:{source.name}"))
+        stores = [held.enter_context(_holding(_loading(source), source, settings)) for source in sources]
+        yield stores[0]
+
+
+def load_pending(source: Source, stores: Stores, settings: Settings, say: Say) -> None:
+    """Load and judge what is sealed, for a caller that holds the lock of the source's loads."""
+    _load_sealed(source, stores, Report(source.name), say, lambda stage: None)
+    judge_pending(source, stores, settings, say)
 
 
 def rejected(source: Source, settings: Settings) -> list[tuple[int, str]]:
@@ -235,8 +301,8 @@ def latest(source: Source, settings: Settings) -> int:
     """A number that grows whenever published data of the source, or of those it derives from, changed."""
     with closing(warehouse.connect(settings)) as db, db, db.cursor() as sql:
         sql.execute(
-            "select coalesce(sum(newest), 0)::bigint from (select max(load) as newest from ops.load "
-            "where source = any(%s) and state = 'published' and versions > 0 group by source) as loads",
+            "select coalesce(sum(newest), 0)::bigint from (select max(load) as newest from ops.load where "
+            "source = any(%s) and state = 'published' and (versions > 0 or lane = 'forget') group by source) as loads",
             ([source.name, *source.after],),
         )
         return int(warehouse.first(sql)[0])
@@ -305,7 +371,7 @@ def replay_quarantine(source: Source, settings: Settings, ids: list[int] | None 
     good now appears unless something newer has come of its key; what is not goes to quarantine again.
     """
     report = Report(source.name)
-    with _holding(f"fetch:{source.name}:replay", source, settings) as stores:
+    with _holding(f"fetch:{source.name}:replay", source, settings, fetches=True) as stores:
         with _holding(_loading(source), source, settings) as loader:
             _load_sealed(source, loader, report, say, lambda stage: None)  # what a killed replay left
         with stores.warehouse as db, db.cursor() as sql:
@@ -450,10 +516,11 @@ def _fetch(
     attempt: _Attempt,
     say: Say,
     reached: Say,
+    copies: journal.Copies,
 ) -> int | None:
     """Fetch pages from the lane's cursor into landing and seal them. The segment's number; None for nothing new."""
     context = _context(source, resource, stores.warehouse, settings, attempt, say)
-    segment = journal.Segment(stores.objects, source.name, resource.name)
+    segment = journal.Segment(stores.objects, source.name, resource.name, copies)
     try:
         for item in resource.fetch(context):
             segment.add(item)
@@ -489,15 +556,26 @@ def _context(
 
 
 @contextmanager
-def _holding(lock_name: str, source: Source, settings: Settings) -> Iterator[Stores]:
-    """The stores, with a lock that one process holds at a time."""
+def _holding(
+    lock_name: str,
+    source: Source,
+    settings: Settings,
+    copies: Mapping[str, Path] | None = None,
+    *,
+    fetches: bool = False,
+) -> Iterator[Stores]:
+    """The stores, with a lock that one process holds at a time.
+
+    One that ``fetches`` keeps withdrawals out: they could not see what has landed and is not in the journal yet.
+    """
     try:
         with (
             closing(warehouse.connect(settings, application=f"load {source.name}")) as lock,
             closing(warehouse.connect(settings, application=f"load {source.name}")) as db,
             warehouse.advisory_lock(lock, lock_name),
+            warehouse.advisory_lock(lock, f"forget:{source.name}", shared=True) if fetches else nullcontext(),
         ):
-            yield Stores(db, Objects(settings), cache(partial(Documents, settings)))
+            yield Stores(db, Objects(settings), cache(partial(Documents, settings)), copies or {})
     except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise Problem(

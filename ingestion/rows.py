@@ -5,7 +5,6 @@ Columns travel as Arrow arrays, whether a source gives records one by one or who
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -19,6 +18,7 @@ import pgpq.encoders
 import pgpq.schema
 import pyarrow as pa
 import pyarrow.compute as pc
+import xxhash
 
 from ingestion.contract import Resource, Source
 from storage.errors import Problem
@@ -217,7 +217,7 @@ def key_text(values: tuple[Any, ...]) -> str:
 def hash_text(record: Mapping[str, Any]) -> str:
     """Hash of a document's content, whatever the order of its fields."""
     text = json.dumps(record, ensure_ascii=False, sort_keys=True, default=str, separators=(",", ":"))
-    return hashlib.md5(text.encode("utf-8", "surrogatepass"), usedforsecurity=False).hexdigest()
+    return xxhash.xxh3_128_hexdigest(text.encode("utf-8", "surrogatepass"))
 
 
 def wire(resource: Resource) -> pa.Schema:
@@ -307,19 +307,22 @@ def keys(resource: Resource, batch: pa.RecordBatch) -> pa.Array:
 
 
 def hashes(batch: pa.RecordBatch) -> pa.Array:
-    """MD5 of each row's content (16 bytes): of its columns that are not null, by name, whatever their order."""
-    parts: list[Any] = [""]  # Arrow leaves out a row that is null in every part
+    """XXH3 (128 bits) of each row's content: of its columns that are not null, by name, whatever their order.
+
+    Numbers and times count by their bits, which are exact and the same in every version of Arrow.
+    """
+    parts: list[Any] = [b""]  # Arrow leaves out a row that is null in every part
     for name in sorted(batch.schema.names):
         column = batch.column(name)
-        if pa.types.is_floating(column.type) or pa.types.is_timestamp(column.type):
-            column = column.view(pa.int64())  # exact, and the same in every version of Arrow
-        elif pa.types.is_date(column.type):
-            column = column.view(pa.int32())
+        if pa.types.is_boolean(column.type):
+            column = column.cast(pa.string())
         elif pa.types.is_binary(column.type):
             column = pa.array([value and value.hex() for value in column.to_pylist()], pa.string())
-        parts.append(pc.binary_join_element_wise(name, column.cast(pa.string()), "="))
-    rows = pc.binary_join_element_wise(*parts, "\0", null_handling="skip").cast(pa.binary()).to_pylist()
-    return pa.array([hashlib.md5(row, usedforsecurity=False).digest() for row in rows], pa.binary())
+        elif not pa.types.is_string(column.type):
+            column = column.view(pa.binary(column.type.bit_width // 8))
+        parts.append(pc.binary_join_element_wise(name.encode(), column.cast(pa.binary()), b"="))
+    rows = pc.binary_join_element_wise(*parts, b"\0", null_handling="skip").to_pylist()
+    return pa.array([xxhash.xxh3_128_digest(row) for row in rows], pa.binary())
 
 
 def hash_of(resource: Resource, record: Mapping[str, Any]) -> str:

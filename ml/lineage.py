@@ -8,17 +8,12 @@ Tracing reads every layer, raw and landing among them, which no task's role may 
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
-import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from datetime import datetime
-from pathlib import PurePosixPath
+from datetime import date
 from typing import Any
 
-import numpy as np
 import psycopg2
 import psycopg2.extras
 import pyarrow.parquet as pq
@@ -30,15 +25,17 @@ from ml.tasks import FAMILIES, MARTS, task
 from storage import warehouse
 from storage.documents import Documents
 from storage.errors import Problem
-from storage.media import audio, frames
 from storage.objects import Objects
 from storage.settings import Settings
 
 Loads = Mapping[str, int] | None  # source -> the last load that counts; None: all that are published
 Found = dict[str, Any]
 
-DOCUMENTS = {"aviary_recordings", "xeno_canto_recordings"}  # raw tables that show documents of the document store
+Differences = Callable[[Sequence[Found], Settings], list[str]]  # what landing does not give again of some records
+
 LARGE = ("pcm", "frames")
+# Where pairs of texts come from: source -> the resource whose keys are those of the pairs.
+PAIRS = {"gettext_catalogues": "messages", "parallel_files": "lines", "tatoeba": "links", "manythings": "pairs"}
 
 
 def example(what: str, key: str, settings: Settings) -> Found:
@@ -46,7 +43,7 @@ def example(what: str, key: str, settings: Settings) -> Found:
 
     Gives {"family", "key", "mart": {"name", "publication", "row"}, "records": [record, …]}, the nearest record first. A
     record is a row of raw: {"source", "table", "load", "position", "key", "hash", "row", "load_state", "landing":
-    {"key", "name", "sha256", "bytes", "fetched_at", "meta"}, "document": … or None}. Raises Problem.
+    {"position", "key", "name", "sha256", "bytes", "fetched_at", "meta"}, "document": … or None}. Raises Problem.
     """
     family = _family(what)
     with closing(_connected(settings)) as db:
@@ -86,22 +83,14 @@ def prediction(model: str, key: str, settings: Settings) -> Found:
         }
 
 
-def recompute(traced: Found, settings: Settings) -> bool:
-    """Whether the landed bytes give the example again: the same samples, frames or text."""
-    record, objects = traced["records"][0], Objects(settings)
-    if traced["family"] == "translation":
-        return all(_says(one, _landed(objects, one)) for one in traced["records"])
-    if traced["family"] == "music":
-        return bool(_frames(record, _landed(objects, record)) == record["row"]["frames"])
-    row = record["row"]
-    name = row["clip_object"]
-    first = round(row["start_s"] * freeze.SAMPLE_RATE)
-    heard, at = [], 0
-    for block in audio.blocks(_landed(objects, record), freeze.SAMPLE_RATE, name=row["recording_key"]):
-        heard.append(block[max(first - at, 0) : max(first + row["samples"] - at, 0)])
-        at += len(block)
-    again = audio.to_int16(np.concatenate(heard)).astype("<i2").tobytes()
-    return again == freeze.samples_of(objects, name, traced["key"])
+def recompute(traced: Found, settings: Settings, differences: Differences) -> list[str]:
+    """Why the landed bytes do not give the example again, a sentence for each reason; none when they do.
+
+    The records come out of the bytes once more (``differences`` tells where not: only ``ingestion`` knows the sources),
+    and what a model is given says what they say: the same samples, frames or texts.
+    """
+    found = differences(traced["records"], settings)
+    return found or ([] if _agrees(traced, settings) else ["what models are given is not what its records say"])
 
 
 def _family(what: str) -> str:
@@ -131,7 +120,7 @@ def _select(db: connection, query: str, values: tuple[Any, ...]) -> list[Found]:
 
 
 def _plain(value: Any) -> Any:
-    return value.isoformat() if isinstance(value, datetime) else value
+    return value.isoformat() if isinstance(value, date) else value
 
 
 def _exists(db: connection, table: str) -> bool:
@@ -141,15 +130,15 @@ def _exists(db: connection, table: str) -> bool:
 # ---------------------------------------------------------------- mart, version, prediction
 
 
-def _mart_row(db: connection, family: str, key: str) -> Found:
-    """The row in the mart as it is published now, without what is large; None where it is no longer there."""
+def _mart_row(db: connection, family: str, key: str, whole: bool = False) -> Found:
+    """The row in the mart as it is published now, ``whole`` with what is large; None where it is no longer there."""
     name = MARTS[family]  # type: ignore[index]
     layout = freeze.LAYOUTS[name]
     row = None
     if _exists(db, f"marts.{name}"):
         # the mart's own columns, beside those that versions hold: the source of a row is one of them
         found = _select(db, f"select * from marts.{name} where {layout.key} = %s", (key,))
-        row = {column: value for column, value in found[0].items() if column not in LARGE} if found else None
+        row = {name: value for name, value in found[0].items() if whole or name not in LARGE} if found else None
     publication = _select(
         db,
         "select version, schema, published_at, invocation_id from ops.publication where domain = %s "
@@ -172,17 +161,17 @@ def _prediction_row(db: connection, name: str, key: str, version: int | None) ->
     return found[0]
 
 
-def _shard_row(manifest: Found, key: str, settings: Settings) -> tuple[Found, Found]:
-    """Where a key lies in a version, and its row without what is large."""
+def _shard_row(manifest: Found, key: str, settings: Settings, whole: bool = False) -> tuple[Found, Found]:
+    """Where a key lies in a version, and its row, ``whole`` with what is large."""
     data = freeze.reader(manifest, settings)
     layout = freeze.LAYOUTS[manifest["mart"]]
-    small = [name for name in layout.columns if name not in LARGE]
+    columns = [name for name in layout.columns if whole or name not in LARGE]
     for split in manifest["splits"]:
         for path in data.shards(split):
             keys = pq.read_table(path, columns=[layout.key], memory_map=True)[layout.key].to_pylist()
             if key in keys:
                 at = keys.index(key)
-                row = pq.read_table(path, columns=small, memory_map=True).slice(at, 1).to_pylist()[0]
+                row = pq.read_table(path, columns=columns, memory_map=True).slice(at, 1).to_pylist()[0]
                 return {"file": path.name, "row": at, "split": split, "uri": f"{manifest['uri']}/{path.name}"}, row
     raise Problem(f"the version {manifest['version']} has no row {key!r}", "`lyrebird dataset verify` checks it")
 
@@ -201,7 +190,7 @@ def _records(db: connection, family: str, key: str, row: Found, loads: Loads, se
     if not found:
         raise Problem(f"raw holds no record of {key!r}", "`lyrebird replay` loads it again from landing")
     for record in found:
-        record["document"] = _document(record, settings) if record["table"] in DOCUMENTS else None
+        record["document"] = _document(record, settings) if "doc" in record["row"] else None
     return found
 
 
@@ -211,7 +200,7 @@ def _of_clip(db: connection, key: str, loads: Loads) -> list[Found]:
     if not clips:
         return []
     source, recording = clips[0]["row"]["source"], clips[0]["row"]["recording_key"]
-    said = {"aviary": "aviary_recordings", "audio_folder": "audio_folder_labels"}.get(source, f"{source}_recordings")
+    said = f"{source}_labels" if source == "audio_folder" else f"{source}_recordings"
     return [
         *clips,
         *_current(db, source, f"{source}_audio", "_key = %s", (recording,), loads),
@@ -220,56 +209,40 @@ def _of_clip(db: connection, key: str, loads: Loads) -> list[Found]:
 
 
 def _of_piece(db: connection, key: str, loads: Loads) -> list[Found]:
-    """Piece and the score it was read from; a piece of a piano roll file is its own record."""
+    """Piece, the score it was read from, and the page that it was found on; a piano roll is its own record."""
     rolls = _current(db, "piano_roll_files", "piano_roll_files_pieces", "_key = %s", (key,), loads)
     if rolls:
         return rolls
-    pieces = _current(db, "notes", "notes_pieces", "_key = %s", (key,), loads)
-    for piece in list(pieces):
+    found = _current(db, "notes", "notes_pieces", "_key = %s", (key,), loads)
+    for piece in list(found):
         source, path = piece["row"]["source"], piece["row"]["path"]
-        pieces += _current(db, source, f"{source}_scores", "_key = %s", (path,), loads)
-        piece["row"]["frames"] = piece["row"].pop("frames_quarter")
-    return pieces
+        scores = _current(db, source, f"{source}_scores", "_key = %s", (path,), loads)
+        found += scores
+        for number in (score["row"]["piece_id"] for score in scores if "piece_id" in score["row"]):
+            found += _current(db, source, f"{source}_pieces", "_key = %s", (f"[{number}]",), loads)
+    return found
 
 
 def _of_pair(db: connection, key: str, corpus: str, loads: Loads) -> list[Found]:
-    """The message of a catalogue, or the two lines of a parallel corpus.
+    """The record that makes a pair of two texts, and those that hold the texts where it only names them.
 
-    A pair's key is the surrogate key of its source and of its record's key in raw (``int_text_pairs`` of the dbt
-    project makes it); for a parallel corpus, of the line in the other language.
+    A pair's key is the surrogate key of its source and of that record's key (``int_text_pairs`` of the dbt project
+    makes it). The key does not tell the source; where the corpus has its name, that one is looked into first.
     """
-    surrogate = "md5('{}|' || _key::jsonb::text) = %s"
-    messages = _current(
-        db,
-        "gettext_catalogues",
-        "gettext_catalogues_messages",
-        "package = %s and " + surrogate.format("gettext_catalogues"),
-        (corpus, key),
-        loads,
-    )
-    if messages:
-        return messages
-    others = _current(
-        db,
-        "parallel_files",
-        "parallel_files_lines",
-        "corpus = %s and " + surrogate.format("parallel_files"),
-        (corpus, key),
-        loads,
-    )
-    english = [
-        found
-        for other in others
-        for found in _current(
-            db,
-            "parallel_files",
-            "parallel_files_lines",
-            "corpus = %s and part = %s and line = %s and language in ('en', 'eng')",
-            tuple(other["row"][name] for name in ("corpus", "part", "line")),
-            loads,
-        )
-    ]
-    return [*english, *others]
+    for source, resource in sorted(PAIRS.items(), key=lambda one: one[0] != corpus):
+        condition = "md5(concat_ws('|', %s, _key::jsonb::text)) = %s"
+        found = _current(db, source, f"{source}_{resource}", condition, (source, key), loads)
+        for row in [pair["row"] for pair in found]:
+            if source == "parallel_files":
+                same = "corpus = %s and part = %s and line = %s and language in ('en', 'eng')"
+                place = (row["corpus"], row["part"], row["line"])
+                found += _current(db, source, "parallel_files_lines", same, place, loads)
+            elif source == "tatoeba":
+                sentences = (f"[{row['sentence_id']}]", f"[{row['translation_id']}]")
+                found += _current(db, source, "tatoeba_sentences", "_key in (%s, %s)", sentences, loads)
+        if found:
+            return found
+    return []
 
 
 def _current(
@@ -301,7 +274,7 @@ def _record(db: connection, source: str, table: str, row: Found) -> Found:
     load = row["_load"]
     landing = _select(
         db,
-        "select key, name, sha256, bytes, content_type, fetched_at, meta from ops.landing "
+        "select position, key, name, sha256, bytes, content_type, fetched_at, meta from ops.landing "
         "where source = %s and load = %s and position = %s",
         (source, load, row["_page"]),
     )
@@ -311,10 +284,6 @@ def _record(db: connection, source: str, table: str, row: Found) -> Found:
         "from ops.load where source = %s and load = %s",
         (source, load),
     )
-    data = {name: value for name, value in row.items() if not name.startswith("_")}
-    for name in ("frames", "frames_quarter"):
-        if isinstance(data.get(name), str):
-            data[name] = json.loads(data[name])
     return {
         "source": source,
         "table": table,
@@ -322,7 +291,7 @@ def _record(db: connection, source: str, table: str, row: Found) -> Found:
         "position": row["_position"],
         "key": row["_key"],
         "hash": row["_hash"].replace("-", ""),
-        "row": data,
+        "row": {name: value for name, value in row.items() if not name.startswith("_")},
         "load_state": state[0] if state else None,
         "landing": landing[0] if landing else {"key": None},
     }
@@ -338,44 +307,28 @@ def _document(record: Found, settings: Settings) -> Found:
 # ---------------------------------------------------------------- once more from the bytes
 
 
-def _landed(objects: Objects, record: Found) -> bytes:
-    bucket, _, key = record["landing"]["key"].partition("/")
-    return objects.get(bucket, key)
+def _agrees(traced: Found, settings: Settings) -> bool:
+    """Whether the row that models are given, of the version or the mart, says what the records do."""
+    family, said, given = traced["family"], traced["records"][0]["row"], _given(traced, settings)
+    if family == "translation":
+        texts = [record["row"].values() for record in traced["records"]]
+        known = {_letters(text) for row in texts for text in row if isinstance(text, str)}
+        return {_letters(given["source_text"]), _letters(given["target_text"])} <= known
+    if family == "music":
+        return bool(given["frames"] == (said["frames"] if "frames" in said else said["frames_quarter"]))
+    samples = freeze.samples_of(Objects(settings), said["clip_object"], traced["key"])
+    return bool(given["pcm"] == samples if "pcm" in given else given["clip_object"] == said["clip_object"])
 
 
-def _frames(record: Found, body: bytes) -> list[list[int]] | None:
-    """The frames of a piece, out of its score or its piano roll file."""
-    row = record["row"]
-    if record["table"] == "piano_roll_files_pieces":
-        _, split, number = record["key"].rsplit("/", 2)
-        return [sorted({int(pitch) for pitch in frame}) for frame in json.loads(body)[split][int(number)]]
-    from storage.media import scores
-
-    for tune in scores.read(body, PurePosixPath(row["path"]).suffix, row["path"]):
-        if isinstance(tune, scores.Tune) and tune.number == row["number"]:
-            voices = scores.voices(tune)
-            return frames.to_frames((note for note in scores.played(tune) if note.part in voices), "quarter")
-    return None
+def _given(traced: Found, settings: Settings) -> Found:
+    """The whole row that models are given."""
+    if "shard" in traced:
+        return _shard_row(freeze.show(traced["dataset"]["version"], settings), traced["key"], settings, whole=True)[1]
+    with closing(_connected(settings)) as db:
+        row: Found = _mart_row(db, traced["family"], traced["key"], whole=True)["row"]
+        return row
 
 
-def _says(record: Found, body: bytes) -> bool:
-    """Whether a file of text holds what the record says it does."""
-    row = record["row"]
-    if record["table"] == "gettext_catalogues_messages":
-        return (row["source_text"], row["target_text"]) in _messages(body)
-    lines = gzip.decompress(body) if body[:2] == b"\x1f\x8b" else body
-    line = lines.split(b"\n")[row["line"] - 1]
-    return bool(line.decode("utf-8-sig" if row["line"] == 1 else "utf-8").rstrip("\r") == row["text"])
-
-
-def _messages(body: bytes) -> Iterator[tuple[str, str]]:
-    """(text, translation) of a compiled gettext catalogue, each with each of its plural forms."""
-    order = "<" if body[:4] == b"\xde\x12\x04\x95" else ">"
-    count, *tables = struct.unpack_from(f"{order}3I", body, 8)
-    for index in range(count):
-        pair = []
-        for table in tables:
-            length, offset = struct.unpack_from(f"{order}2I", body, table + 8 * index)
-            pair.append(body[offset : offset + length].decode())
-        for text in pair[0].rpartition("\x04")[2].split("\x00"):
-            yield from ((text, translation) for translation in pair[1].split("\x00"))
+def _letters(text: str) -> str:
+    """A text without what the models of dbt tidy: white space, and the & before the key that opens a menu entry."""
+    return "".join(text.replace("&", "").split())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import redis
@@ -34,5 +35,13 @@ class Cache:
                 for name, value in values.items():
                     pipe.set(f"lyrebird:{name}", json.dumps(value, ensure_ascii=False), ex=seconds)
                 pipe.execute()
+        except redis.RedisError:
+            return
+
+    def drop(self, names: Sequence[str]) -> None:
+        """Forget these now. An unreachable cache may still have them when it is back, until their time is up."""
+        try:
+            if names:
+                self.client.delete(*(f"lyrebird:{name}" for name in names))
         except redis.RedisError:
             return

@@ -63,15 +63,16 @@ def engine(settings: Settings) -> Engine:
 
 
 @contextmanager
-def advisory_lock(db: connection, name: str, *, wait: bool = True) -> Iterator[bool]:
-    """A session lock by name. Yields whether it was obtained (always, when waiting)."""
+def advisory_lock(db: connection, name: str, *, wait: bool = True, shared: bool = False) -> Iterator[bool]:
+    """A session lock by name. Yields whether it was obtained (always, when waiting). ``shared`` excludes others not."""
+    kind = "_shared" if shared else ""
     key = zlib.crc32(name.encode())
     with db.cursor() as sql:
         if wait:
-            sql.execute("select pg_advisory_lock(%s)", (key,))
+            sql.execute(f"select pg_advisory_lock{kind}(%s)", (key,))
             held = True
         else:
-            sql.execute("select pg_try_advisory_lock(%s)", (key,))
+            sql.execute(f"select pg_try_advisory_lock{kind}(%s)", (key,))
             held = bool(first(sql)[0])
     db.commit()
     try:
@@ -80,7 +81,7 @@ def advisory_lock(db: connection, name: str, *, wait: bool = True) -> Iterator[b
         if held and not db.closed:
             db.rollback()
             with db.cursor() as sql:
-                sql.execute("select pg_advisory_unlock(%s)", (key,))
+                sql.execute(f"select pg_advisory_unlock{kind}(%s)", (key,))
             db.commit()
 
 

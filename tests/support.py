@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -92,3 +94,14 @@ def temporary_stack() -> Iterator[Stack]:
         finally:
             embedded.down(home)
             shutil.rmtree(home, ignore_errors=True)
+
+
+def until(true: Callable[[], Any], seconds: float = 420) -> Any:
+    """Wait for something to become true, and give it."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        found = true()
+        if found:
+            return found
+        time.sleep(2)
+    raise AssertionError("it did not happen in time")

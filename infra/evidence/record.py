@@ -69,7 +69,7 @@ def record(command: str) -> str:
     ) as child:
         for line in child.stdout or ():
             print(line, end="", flush=True)
-            lines.append(_anonymous(line.rstrip()))
+            lines.append(anonymous(line.rstrip()))
     took = time.monotonic() - begin
     watch.over.set()
     watch.join()
@@ -83,7 +83,7 @@ def record(command: str) -> str:
     return f"## `{command}`\n\n{facts}\n\n```text\n" + "\n".join(lines) + "\n```\n"
 
 
-def _anonymous(line: str) -> str:
+def anonymous(line: str) -> str:
     """Without the folders of this machine and without colours."""
     line = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line)
     for folder, name in ((checkout(), "."), (Path.home(), "~"), (checkout().parent, "..")):

@@ -224,12 +224,15 @@ def verify(version: str, settings: Settings) -> dict[str, Any]:
 
 
 def versions(settings: Settings, name: str = "") -> list[dict[str, Any]]:
-    """Versions, newest first: {"version", "name", "mart", "where", "rows", "uri", "created_at"}."""
+    """Versions, newest first: {"version", "name", "mart", "where", "rows", "uri", "created_at", "withdrawn"}."""
     return _select(settings, "%s in ('', name)", (name,), "null::jsonb")
 
 
 def show(version: str, settings: Settings) -> dict[str, Any]:
-    """A version's manifest with its ``uri``; by its id, or by a name for the newest. Raises Problem."""
+    """A version's manifest with its ``uri``; by its id, or by a name for the newest. Raises Problem.
+
+    Where rows of it were withdrawn since, it has ``withdrawn``: {withdrawal: {"at", "rows"}}.
+    """
     found = _select(settings, "%s in (version, name)", (version,))
     if not found:
         raise Problem(f"there is no frozen version {version!r}", "`lyrebird dataset list` shows the versions")
@@ -562,7 +565,7 @@ def _keep(settings: Settings, objects: Objects, folder: Path, manifest: dict[str
             kept = {part: before[part] for part in asked}
             renamed = own and kept != asked
             manifest = (before if whole else manifest) | (asked if own else kept)
-            manifest.pop("uri", None)
+            manifest = {name: value for name, value in manifest.items() if name not in ("uri", "withdrawn")}
         if not whole:
             say(f"writing {len(manifest['shards'])} shards of {manifest['name']} {version}")
             for shard in manifest["shards"]:
@@ -621,7 +624,7 @@ def _select(
     with closing(warehouse.connect(settings)) as db, db, db.cursor(cursor_factory=rows) as sql:
         sql.execute(
             'select version, name, mart, where_clause as "where", rows, uri, created_at, '
-            f"{manifest} as manifest from ml.dataset where {condition} order by created_at desc, version",
+            f"{manifest} as manifest, withdrawn from ml.dataset where {condition} order by created_at desc, version",
             tuple(values),
         )
         return [dict(row) for row in sql.fetchall()]
@@ -629,4 +632,4 @@ def _select(
 
 def _whole(row: dict[str, Any]) -> dict[str, Any]:
     manifest: dict[str, Any] = row["manifest"]
-    return manifest | {"uri": row["uri"]}
+    return manifest | {"uri": row["uri"]} | ({"withdrawn": row["withdrawn"]} if row["withdrawn"] else {})

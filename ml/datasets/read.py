@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,14 @@ class Version:
             known = ", ".join(self.manifest["splits"])
             raise Problem(f"The version {self.id} has no split {split!r}", f"Its splits are {known}")
         return [self._fetch(shard) for shard in self.manifest["shards"] if shard["split"] == split]
+
+    def column(self, name: str) -> Iterator[Any]:
+        """The values of one column, of all splits, read where they lie: no shard is fetched for it, or verified."""
+        self._check_columns([name])
+        for shard in self.manifest["shards"]:
+            path = f"{self.uri.removeprefix('s3://')}/{shard['file']}"
+            with self._s3.open_input_file(path) if self._remote else pa.OSFile(path) as file:
+                yield from pq.read_table(file, columns=[name])[name].to_pylist()
 
     def describe(self) -> dict[str, Any]:
         """What model.json says about the data a model was trained on."""

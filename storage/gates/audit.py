@@ -119,6 +119,17 @@ def run(
     return verdict
 
 
+def accept(settings: Settings, subject: str) -> None:
+    """Take what was judged last of the subject as accepted: the next one is compared with it."""
+    with closing(warehouse.connect(settings)) as db, db, db.cursor() as sql:
+        sql.execute(
+            "insert into ops.audit (subject, kind, domain, severity, success, expectations, failed, statistics, "
+            "docs_url) select subject, kind, domain, severity, true, expectations, failed, statistics, docs_url "
+            "from ops.audit where subject = %s order by id desc limit 1",
+            (subject,),
+        )
+
+
 def last_accepted(settings: Settings, subject: str) -> dict[str, Any]:
     """Statistics of the subject's last accepted audit; empty before the first."""
     with closing(warehouse.connect(settings)) as db, db, db.cursor() as sql:

@@ -70,6 +70,7 @@ def publish(domain: str, settings: Settings, invocation_id: str | None = None, s
             with db, db.cursor() as sql:
                 sql.execute(pg.SQL("drop schema {} cascade").format(pg.Identifier(transform.next_schema(domain))))
             tell(f"{domain}: the marts are what version {now.version} shows already; nothing to switch")
+            _drop_older(db, domain, tell)
             return None
         version = _next_version(db, domain)
         new = Publication(version, f"marts_{domain}_v{version}", marts, fingerprint, stamp["invocation_id"])
@@ -280,12 +281,19 @@ def _kept_schemas(db: connection, domain: str) -> set[str]:
 
 
 def _drop_older(db: connection, domain: str, tell: Say) -> None:
-    """Drop versions before the last but one; one that is still being read waits for the next publication."""
-    keep: list[str] = []
-    for publication in _publications(db, domain):
-        if publication.schema not in keep:
-            keep.append(publication.schema)
-    for schema in sorted(_kept_schemas(db, domain) - set(keep[:2])):
+    """Drop versions before the last but one, and from before a withdrawal, whose rows they may show.
+
+    One that is still being read waits for the next publication.
+    """
+    now, *before = dict.fromkeys(publication.schema for publication in _publications(db, domain))
+    clean = _rows(
+        db,
+        "select schema from ops.publication where domain = %s group by schema having min(published_at) > "
+        "(select coalesce(max(loaded_at), '-infinity') from ops.load where lane = 'forget')",
+        (domain,),
+    )
+    keep = {now, *(schema for schema in before[:1] if (schema,) in clean)}
+    for schema in sorted(_kept_schemas(db, domain) - keep):
         try:
             with db, db.cursor() as sql:
                 sql.execute("set local lock_timeout = '1s'")

@@ -11,8 +11,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -22,7 +21,7 @@ from typing import Any
 import psutil
 import pytest
 import requests
-from support import Stack
+from support import Stack, until
 
 from infra import summary
 from infra.chain import Airflow
@@ -84,17 +83,6 @@ def airflow(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     yield api, corpus
     for dag in DAGS:  # the schedules must not reach into the tests that follow
         api.call("PATCH", f"dags/{dag}", json={"is_paused": True})
-
-
-def until(true: Callable[[], Any], seconds: float = 420) -> Any:
-    """Wait for something to become true, and give it."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        found = true()
-        if found:
-            return found
-        time.sleep(2)
-    raise AssertionError("it did not happen in time")
 
 
 def runs(api: Airflow, dag: str) -> list[dict[str, Any]]:

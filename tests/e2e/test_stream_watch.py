@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
 import pytest
 import tomli_w
-from support import Stack
+from support import Stack, until
 from upstreams.recorder import Recorder
 
 from infra.chain import Airflow
@@ -21,17 +20,6 @@ from storage.stream import Stream
 
 DAG = "ingest_field_recorder"
 RECORDER = Recorder(seed=7, detections=300, clips=60, poison=False)
-
-
-def until(true: Callable[[], Any], seconds: float = 240) -> Any:
-    """Wait for something to become true, and give it."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        found = true()
-        if found:
-            return found
-        time.sleep(2)
-    raise AssertionError("it did not happen in time")
 
 
 @pytest.mark.long

@@ -1,33 +1,50 @@
 """A small source whose loading is killed and tried again, and the comparison of what it leaves in the stores.
 
 The loader runs in processes of its own, forked from a server that has imported everything: they can be killed at any
-moment, and start in milliseconds.
+moment, and start in milliseconds. Loads are judged without the audit's statistics, which take seconds and have tests of
+their own.
+
+:func:`planted` puts in the faults that the comparison is there for.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import multiprocessing
+import os
+import resource as limits
+import signal
 import sys
+import tempfile
+import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 from unittest import mock
 
+import psutil
 import pyarrow as pa
 
-from ingestion import journal, pipeline
+from ingestion import journal, loading, pipeline
 from ingestion.contract import Bad, BadPage, Blob, Context, Gone, Landed, Page, Record, Resource, Source, describe
 from storage import warehouse
 from storage.documents import Documents
 from storage.errors import Problem
+from storage.gates import loads as gate
+from storage.gates.audit import Verdict
 from storage.objects import Objects
 from storage.settings import Settings
 
-PAGES, RECORDS = 10, 30
+PAGES, RECORDS, BATCH = 10, 30, 100
+
+# What a loader tells it has reached, in this order; between the marked ones its transaction is open.
+OPEN = ("parsed", "documents", "copied", "before commit")
+STAGES = ("fetched", "before seal", "sealed", *OPEN, "committed", "audited", "verdict written", "settled")
+BUGS = ("bookkeeping is committed before the rows", "rows are committed before the bookkeeping")
 
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(["loading_world"])
@@ -54,13 +71,17 @@ def _pages(generation: int) -> list[Any]:
     return pages
 
 
-def source(name: str, generation: int) -> Source:
-    """Rows with small files, and documents, out of the same pages."""
+def source(name: str, generation: int, reached: Callable[[str], None] = lambda stage: None, url: str = "") -> Source:
+    """Rows with small files, and documents, out of the same pages; ``url``: they are asked for there, politely."""
+    options = {"rate": "100/second", "allowed_hosts": [url.removeprefix("http://")]}
 
     def fetch(context: Context) -> Iterator[Page | Gone]:
-        pages = _pages(generation)
+        pages, web = _pages(generation), context.web() if url else None
         for number in range(context.cursor.get("next", 0), len(pages)):
             page, cursor = pages[number], {"next": number + 1}
+            if web and isinstance(page, bytes):
+                answer = web.get(f"{url}/{number}")
+                page = answer.body if answer else page
             yield (
                 Gone((page,), cursor)
                 if isinstance(page, str)
@@ -87,26 +108,33 @@ def source(name: str, generation: int) -> Source:
     ]
     file = describe("file", pa.string(), "")
     resources = (
-        Resource("rows", pa.schema([*schema, file]), ("id",), fetch=fetch, parse=parse_rows),
-        Resource("papers", pa.schema(schema), ("id",), fetch=fetch, parse=parse, store="documents"),
+        Resource("rows", pa.schema([*schema, file]), ("id",), fetch, parse_rows, settled=settled),
+        Resource("papers", pa.schema(schema), ("id",), fetch, parse, store="documents", settled=settled),
     )
-    return Source(name, name, "text", "", "none", "@daily", resources)
+    config = {option: (value, "") for option, value in options.items()}
+    return Source(name, name, "text", "", "none", "@daily", resources, config)
 
 
-def _load(name: str, generation: int, settings: Settings, talk: Connection, stop_at: str) -> None:
-    """The loader: says each stage that it reaches, and at ``stop_at`` waits for an answer before it goes on."""
-    stopped = False
+def web_pages(generation: int) -> dict[str, bytes]:
+    """Paths of what ``url`` has to serve, and their bodies."""
+    return {f"/{number}": page for number, page in enumerate(_pages(generation)) if isinstance(page, bytes)}
 
-    def reached(stage: str) -> None:
-        nonlocal stopped
-        talk.send(stage)
-        if stage == stop_at and not stopped:
-            stopped = True
-            talk.recv()
 
-    talk.send("began")
-    try:
-        load(name, generation, settings, reached)
+@contextmanager
+def planted(bug: str) -> Iterator[None]:
+    """One of BUGS, in this process."""
+    record: Callable[..., None] = loading._record
+
+    def apart(db: Any, *rest: Any) -> None:
+        if bug == BUGS[0]:
+            with closing(warehouse.connect(_settings_of(db))) as other, other:
+                record(other, *rest)
+        else:
+            db.commit()
+            record(db, *rest)
+
+    with mock.patch.object(loading, "_record", apart):
+        yield
     except Problem as problem:
         talk.send(f"problem: {problem}")
         sys.exit(1)

@@ -21,6 +21,7 @@ from ingestion import pipeline
 from ingestion.contract import Source
 from ingestion.derive.clips import SOURCE as CLIPS
 from ingestion.derive.notes import SOURCE as NOTES
+from ingestion.rereading import differences
 from ingestion.sources.audio_folder import SOURCE as AUDIO_FOLDER
 from ingestion.sources.aviary import SOURCE as AVIARY
 from ingestion.sources.gettext_catalogues import SOURCE as GETTEXT
@@ -175,7 +176,7 @@ def test_examples_lead_to_the_landed_bytes_and_back(ingested: Ingested, family: 
             assert record["landing"]["sha256"] in record["landing"]["key"]
             assert record["landing"]["name"]
         seen.add(traced["records"][-1]["source"])
-        assert lineage.recompute(traced, settings), row
+        assert lineage.recompute(traced, settings, differences) == [], row
     assert seen == sources
 
 
@@ -198,11 +199,15 @@ def test_recomputing_notices_another_sound(ingested: Ingested) -> None:
     found = ingested.select("select clip_id from marts.mart_birds_training_clips where source = 'aviary' limit 2")
     one, other = (lineage.example("birds", row["clip_id"], settings) for row in found)
     one["records"][0]["row"]["clip_object"] = other["records"][0]["row"]["clip_object"]
-    assert not lineage.recompute(one, settings)
+    key = one["records"][0]["key"]
+    assert [reason.partition(" gives ")[2] for reason in lineage.recompute(one, settings, differences)] == [
+        f"something else for {key} of raw.clips"
+    ]
     piece = ingested.select("select piece_id from marts.mart_music_training_pieces limit 1")[0]["piece_id"]
     traced = lineage.example("music", piece, settings)
-    traced["records"][0]["row"]["frames"][0] = [1]
-    assert not lineage.recompute(traced, settings)
+    row = traced["records"][0]["row"]
+    row["frames" if "frames" in row else "frames_quarter"][0] = [1]
+    assert lineage.recompute(traced, settings, differences)
 
 
 def test_a_prediction_leads_through_model_and_shard_to_the_records_of_its_time(
@@ -244,7 +249,7 @@ def test_a_prediction_leads_through_model_and_shard_to_the_records_of_its_time(
     version = freeze.reader(freeze.show(frozen.version, admin), admin, tmp_path / "cache")
     row = version.table("valid").slice(shard["row"], 1).to_pylist()[0]
     assert (row["clip_id"], shard["file"]) == (key, "valid-00000.parquet")
-    assert lineage.recompute(traced, admin)
+    assert lineage.recompute(traced, admin, differences) == []
     then = traced["records"][-1]
     now = lineage.example("birds", key, admin)["records"][-1]
     assert (then["load"], then["row"]["scientific_name"]) == (labelled, "Turdus merula")

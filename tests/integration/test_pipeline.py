@@ -212,6 +212,27 @@ def test_a_shrunken_snapshot_is_rejected(stack: Stack) -> None:
     assert [(success, severity) for success, severity, _ in audits] == [(True, "none"), (False, "critical")]
     assert "audits/validations/" in audits[1][2]
 
+    settings = stack.settings("loader")
+    with pytest.raises(Problem, match="load 1 of shrunk was not rejected: it is published"):
+        pipeline.accept(upstream.source, 1, settings)
+    pipeline.accept(upstream.source, 2, settings)  # it has really shrunk, says a person
+    assert current(stack, "shrunk") == [("001", 1)]
+    pipeline.replay(upstream.source, settings)
+    assert current(stack, "shrunk") == [("001", 1)]
+    upstream.pages.append([{"id": "001", "value": 2}])
+    assert cycle(stack, upstream)[3][0] == "published"  # the cursor had gone on, and one row is what was there before
+
+
+def test_a_load_that_others_followed_is_not_accepted_afterwards(stack: Stack) -> None:
+    upstream = Upstream("followed", mode="replace")
+    upstream.pages = [[{"id": f"{number:03}", "value": number} for number in range(100)]]
+    cycle(stack, upstream)
+    upstream.pages.append([{"id": "001", "value": 1}])
+    for _ in range(2):
+        cycle(stack, upstream)  # rejected, and fetched again
+    with pytest.raises(Problem, match="load 3 of followed/things came after load 2"):
+        pipeline.accept(upstream.source, 2, stack.settings("loader"))
+
 
 def test_documents_reach_the_warehouse_only_through_the_document_store(stack: Stack) -> None:
     upstream = Upstream("papers", store="documents")

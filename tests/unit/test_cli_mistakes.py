@@ -251,15 +251,16 @@ def test_looking_whether_a_file_can_be_written_leaves_it_as_it_is(lyrebird: Any,
     assert not new.exists()
 
 
-@pytest.mark.parametrize("same", [True, False])
+@pytest.mark.parametrize("reasons", [[], ["page 3 gives something else", "page 4 gives nothing"]])
 def test_an_example_that_landing_does_not_give_again_is_an_error(
-    lyrebird: Any, monkeypatch: pytest.MonkeyPatch, same: bool
+    lyrebird: Any, monkeypatch: pytest.MonkeyPatch, reasons: list[str]
 ) -> None:
     monkeypatch.setattr(lineage, "example", lambda family, key, settings: {"key": key})
-    monkeypatch.setattr(lineage, "recompute", lambda tree, settings: same)
+    monkeypatch.setattr(lineage, "recompute", lambda tree, settings, differences: reasons)
     outcome = lyrebird("lineage", "example", "birds", "a", "--recompute", "--json")
-    assert json.loads(outcome.out) == {"key": "a", "recomputed": same}
-    assert (outcome.code, "do not give this example again" in outcome.err) == (0 if same else 1, not same)
+    assert json.loads(outcome.out) == {"key": "a", "recomputed": not reasons}
+    told = f"do not give this example again: {'; '.join(reasons)}. "
+    assert (outcome.code, told in outcome.err) == (1 if reasons else 0, bool(reasons))
 
 
 def test_languages_are_named_by_either_code() -> None:

@@ -165,7 +165,7 @@ def test_the_hash_of_a_document_knows_content_and_not_order(record: dict[str, An
 def test_the_hash_of_a_document_stays_what_it_is() -> None:
     # every stored version carries it: another hash would make every record a new version
     record = {"id": "a", "value": 1, "at": datetime(2024, 5, 1, tzinfo=UTC), "deep": {"b": [1.5, None, "ж"], "a": True}}
-    assert rows.hash_text(record) == "de92651486c98fdd252a1ab8294546e7"
+    assert rows.hash_text(record) == "e6de5d238c7975efb13996aa720ae0e1"
     assert rows.hash_text({"value": 1}) != rows.hash_text({"value": 1.0})
     assert rows.hash_text({"value": None}) != rows.hash_text({})
 
@@ -173,7 +173,7 @@ def test_the_hash_of_a_document_stays_what_it_is() -> None:
 def test_the_hash_of_a_row_stays_what_it_is() -> None:
     record = {"id": "a", "flag": True, "count": -1, "level": 0.1, "at": datetime(2024, 5, 1, tzinfo=UTC)}
     record |= {"day": date(2024, 5, 1), "frames": [[60], []]}
-    assert rows.hash_of(resource(), record) == "b95217186812de398b1cf67793ae3e65"
+    assert rows.hash_of(resource(), record) == "9bb86ad659adcb974758ee48652bcc70"
 
 
 def test_a_row_of_nothing_has_a_hash_as_well() -> None:
