@@ -693,6 +693,18 @@ def lineage_example(
     _show_tree(trace.example(family, key, Settings()), recompute, as_json)
 
 
+@lineage.command("object")
+@as_role("admin")
+def lineage_object(
+    what: Annotated[str, typer.Argument(metavar="OBJECT", help="Its address in landing, or its SHA-256.")],
+    as_json: Json = False,
+) -> None:
+    """The other way: from an object in landing to the records, examples, dataset versions and models made of it."""
+    from ml import descendants
+
+    print(json.dumps(descendants.of(what, Settings()), ensure_ascii=False, indent=None if as_json else 2))
+
+
 def _show_tree(tree: dict[str, Any], recompute: bool, as_json: bool) -> None:
     differences: list[str] = []
     if recompute:

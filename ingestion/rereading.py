@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ingestion import catalogue, rows
+from ingestion import catalogue, forgetting, rows
 from ingestion.contract import Bad, BadPage, Blob, Landed, Record, Resource, Source
 from ingestion.journal import BUCKET, digest
 from ingestion.loading import blob_key
@@ -57,13 +57,19 @@ def _reread(records: list[Traced], objects: Objects) -> list[str]:
         size=landing["bytes"],
         content_type=landing["content_type"],
         fetched_at=datetime.fromisoformat(landing["fetched_at"]),
-        meta=landing["meta"],
+        meta=landing["meta"] or {},
     )
     beside = (one for one in page.meta.values() if isinstance(one, str) and one.startswith(f"{BUCKET}/"))
-    for address in (page.key, *beside):  # a page may be read together with another that its meta names
-        if not _as_it_landed(address, page):
-            return [f"{address} has not the bytes that landed"]
+    # a page may be read together with another that its meta names; the names of landed objects end with their hash
+    hashes = {page.key: page.sha256} | {one: one.rsplit("/", 1)[1] for one in beside}
+    for address, sha256 in hashes.items():
+        with replace(page, key=address).path() as path:
+            if digest(path)[0] != sha256:
+                return [f"{address} has not the bytes that landed"]
     waiting, wrong = {record["key"]: record for record in records}, dict[str, str]()
+    if page.content_type == forgetting.TYPE and "/_erased/" in page.key:  # a withdrawal has taken other records out
+        left = set(_remains(page))
+        return [f"{page.key} does not hold {key}" for key, one in waiting.items() if (key, one["hash"]) not in left]
     try:
         for key, again in _records(resource, page):
             if key not in waiting:
@@ -79,10 +85,13 @@ def _reread(records: list[Traced], objects: Objects) -> list[str]:
     return [f"{page.name} {wrong.get(key, 'gives nothing')} for {key} of raw.{table}" for key in waiting]
 
 
-def _as_it_landed(address: str, page: Landed) -> bool:
-    """Whether an object of landing, which its hash names, has that hash."""
-    with replace(page, key=address).path() as path:
-        return digest(path)[0] == address.rsplit("/", 1)[1].partition(".")[0]
+def _remains(page: Landed) -> Iterator[tuple[str, str]]:
+    """Keys and hashes of what a withdrawal has left of a page (:func:`ingestion.forgetting.keep`)."""
+    with page.path() as path, pa.OSFile(str(path)) as file, pa.ipc.open_stream(file) as lines:
+        for batch in lines:
+            data = batch.select([name for name in batch.schema.names if not name.startswith("_")])
+            hashes = batch["_hash"] if "_hash" in batch.schema.names else rows.hashes(data)
+            yield from zip(batch["_key"].to_pylist(), (one.hex() for one in hashes.to_pylist()), strict=True)
 
 
 def _records(resource: Resource, page: Landed) -> Iterator[tuple[str, Record]]:

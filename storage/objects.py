@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import boto3
+from boto3.exceptions import Boto3Error
+from boto3.s3.transfer import TransferConfig
 from botocore.client import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -18,6 +20,8 @@ from storage.settings import Settings, on_this_machine
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+
+LARGE = 512 << 20  # bytes: a larger file goes up in parts of this size
 
 
 class Objects:
@@ -58,7 +62,10 @@ class Objects:
         if if_absent:
             extra["IfNoneMatch"] = "*"
         try:
-            if isinstance(body, Path):
+            if isinstance(body, Path) and not if_absent:  # S3 takes no more than 5 GB at once
+                parts = TransferConfig(multipart_threshold=LARGE, multipart_chunksize=LARGE, use_threads=False)
+                self.client.upload_file(str(body), bucket, key, ExtraArgs=extra, Config=parts)
+            elif isinstance(body, Path):
                 with body.open("rb") as file:
                     self.client.put_object(Bucket=bucket, Key=key, Body=file, **extra)
             else:
@@ -67,7 +74,7 @@ class Objects:
             if if_absent and _status(error) in (409, 412):
                 return False
             raise self._problem("write", bucket, key, error) from error
-        except BotoCoreError as error:
+        except (BotoCoreError, Boto3Error) as error:
             raise self._problem("write", bucket, key, error) from error
         return True
 

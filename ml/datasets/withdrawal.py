@@ -39,7 +39,7 @@ def affected(source: str, keys: Keys, settings: Settings) -> Affected:
     """Versions with rows made of these records of a source, models trained on them, and predictions for such rows."""
     with closing(warehouse.connect(settings)) as db, db, db.cursor() as sql:
         found = Affected()
-        for mart, wanted in _mart_keys(db, source, keys).items():
+        for mart, wanted in mart_keys(db, source, keys).items():
             sql.execute(
                 "select count(*) from ml.prediction as p join ml.dataset as d on d.version = p.dataset_version "
                 "where d.mart = %s and p.key = any(%s)",
@@ -73,7 +73,7 @@ def mark(withdrawal: str, source: str, keys: Keys, settings: Settings) -> Affect
                 "update ml.dataset set withdrawn = %s || coalesce(withdrawn, '{}') where version = %s",
                 (json.dumps(entry), one["version"]),
             )
-        for mart, wanted in _mart_keys(db, source, keys).items():
+        for mart, wanted in mart_keys(db, source, keys).items():
             sql.execute(
                 "delete from ml.prediction as p using ml.dataset as d where d.version = p.dataset_version "
                 "and d.mart = %s and p.key = any(%s) returning p.model, p.key",
@@ -127,7 +127,7 @@ def _trained_on(versions: Sequence[str], db: connection) -> list[dict[str, Any]]
         return [dict(zip(("model", "version", "dataset"), row, strict=True)) for row in sql.fetchall()]
 
 
-def _mart_keys(db: connection, source: str, keys: Keys) -> dict[str, set[str]]:
+def mart_keys(db: connection, source: str, keys: Keys) -> dict[str, set[str]]:
     """Keys of the rows that training marts make of these records, by mart."""
     pieces = {*keys.get("notes_pieces", ()), *keys.get("piano_roll_files_pieces", ())}
     return {

@@ -6,6 +6,8 @@ same durability and a primary key. Everything is made up from seeds here.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -30,13 +32,15 @@ from support import Stack
 from upstreams.landed_bytes import LandedBytes
 
 from benchmarks import Benchmark
-from ingestion import pipeline
+from ingestion import journal, pipeline
 from ingestion import rows as checks
 from ingestion.contract import Context, Landed, Page, Resource, Source, describe
 from ingestion.derive import notes
 from ingestion.loading import version_id
+from ingestion.locations import Location
 from storage import warehouse
 from storage.documents import Documents
+from storage.objects import Objects
 from storage.settings import Settings
 
 PEERS = Path(__file__).parent / "peers"
@@ -63,7 +67,10 @@ def benchmarks(stack: Stack, scale: float) -> Iterator[Benchmark]:
     settings = stack.settings("loader")
     with tempfile.TemporaryDirectory(prefix="lyrebird-bench-") as folder:
         yield from rows(settings, stack.settings("admin"), int(1_000_000 * scale), Path(folder))
-        yield from blobs(settings, int(2_000 * scale))
+        yield blobs(settings, int(2_000 * scale), 300_000, 0.8)
+        yield blobs(settings, int(10_000 * scale), 2_000, 0.7)
+        yield listing(int(100_000 * scale), Path(folder) / "small")
+        yield manifest(settings, int(100_000 * scale))
         yield midi_notes(int(1_000 * scale))
         yield documents(settings, int(50_000 * scale))
 
@@ -256,11 +263,12 @@ def differing(settings: Settings, ours: str, theirs: str) -> None:
 # ---------------------------------------------------------------- objects
 
 
-def blobs(settings: Settings, length: int) -> Iterator[Benchmark]:
-    """Files of 300 kB, out of memory, into the object store."""
+def blobs(settings: Settings, length: int, size: int, bound: float) -> Benchmark:
+    """Files of so many bytes, out of memory, into the object store."""
     draw = np.random.default_rng(3)
-    block = draw.bytes(300_000)
+    block = draw.bytes(size)
     rounds = count()
+    landed: list[str] = []
 
     def bodies() -> Iterator[bytes]:
         mark = next(rounds)
@@ -278,9 +286,9 @@ def blobs(settings: Settings, length: int) -> Iterator[Benchmark]:
         yield {"name": page.name}
 
     def ours() -> None:
-        name = f"bench_{next(names)}"
+        landed.append(f"bench_{next(names)}")
         resource = Resource("files", schema, ("name",), fetch, parse, store="objects")
-        source = Source(name, name, "birds", "", "none", "@daily", (resource,))
+        source = Source(landed[-1], landed[-1], "birds", "", "none", "@daily", (resource,))
         pipeline.ingest(source, settings, say=lambda text: None)
 
     def peer() -> None:
@@ -300,7 +308,62 @@ def blobs(settings: Settings, length: int) -> Iterator[Benchmark]:
             for one in waiting:
                 one.result()
 
-    yield Benchmark("land files of 300 kB", "files/s", length, ours, peer, "boto3, 8 threads", 0.8, lambda: None)
+    def check() -> None:
+        keys = list(Objects(settings).list("landing", f"{landed[-1]}/files/"))
+        assert len(keys) == length
+        for key in draw.choice(keys, 10).tolist():
+            assert hashlib.sha256(Objects(settings).get("landing", key)).hexdigest() == key.rsplit("/", 1)[1]
+
+    name = f"land files of {size / 1000:.0f} kB"
+    return Benchmark(name, "files/s", length, ours, peer, "boto3, 8 threads", bound, check)
+
+
+def listing(length: int, folder: Path) -> Benchmark:
+    """What a folder of many small files holds: names, sizes, and marks that tell a changed file."""
+    for number in range(length):
+        (folder / str(number % 100)).mkdir(parents=True, exist_ok=True)
+        (folder / str(number % 100) / f"{number}.mid").write_bytes(b"MThd")
+    found: dict[str, list[tuple[str, int]]] = {}
+
+    def ours() -> None:
+        found["ours"] = [(entry.name, entry.size) for entry in Location(folder).list("**/*.mid")]
+
+    def peer() -> None:
+        paths = sorted(folder.rglob("*.mid"), key=str)
+        found["peer"] = [(path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths]
+
+    def check() -> None:
+        assert sorted(found["ours"]) == sorted(found["peer"])
+
+    return Benchmark("list small files", "files/s", length, ours, peer, "pathlib", 0.8, check)
+
+
+def manifest(settings: Settings, length: int) -> Benchmark:
+    """A segment of the journal with many pages, written and read back; the pages have landed before."""
+    resource, objects = f"bench_{next(names)}", Objects(settings)
+    pages = [(f"folder/{number}.mid", f"landing/x/{number:064x}") for number in range(length)]
+    found: dict[str, list[tuple[str, str]]] = {}
+
+    def ours() -> None:
+        segment = journal.Segment(objects, resource, "files")
+        for name, key in pages:
+            segment.add(Page(name, None, {}, "audio/midi", {"line": 1}, ref=key))
+        load = segment.seal(lane="live", slice="all", interval=None, run_id="")
+        _, entries = journal.read_segment(objects, resource, load)
+        found["ours"] = [(entry.name, entry.key) for entry in entries]
+
+    def peer() -> None:
+        lines = [
+            json.dumps({"name": name, "key": key, "type": "audio/midi", "meta": {"line": 1}}) for name, key in pages
+        ]
+        objects.put("landing", f"{resource}/bare", "\n".join(lines).encode())
+        read = map(json.loads, objects.get("landing", f"{resource}/bare").splitlines())
+        found["peer"] = [(entry["name"], entry["key"]) for entry in read]
+
+    def check() -> None:
+        assert found["ours"] == found["peer"] == pages
+
+    return Benchmark("journal of small files", "files/s", length, ours, peer, "JSON lines at once", 0.3, check)
 
 
 # ---------------------------------------------------------------- MIDI

@@ -30,6 +30,7 @@ import traceback
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -489,7 +490,9 @@ def main() -> None:
     parser.add_argument("--start", type=int, default=0, help="number of the first input")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--folder", type=Path, default=Path("fuzz-findings"))
+    parser.add_argument("--report", type=Path, help="write what came of it into this Markdown file")
     given = parser.parse_args()
+    began = time.monotonic()
     tallies = run(given.kinds, given.start, given.inputs, None if given.inputs else given.minutes * 60)
     for kind, tally in tallies.items():
         total = tally.taken + tally.refused + len(tally.findings)
@@ -500,6 +503,30 @@ def main() -> None:
             (given.folder / f"{kind}-{number}").write_bytes(made(kind, number))
             (given.folder / f"{kind}-{number}.txt").write_text(said)
             print(f"  {number}: {said.strip().splitlines()[-1][:200]}")
+    if given.report:
+        given.report.write_text(report(tallies, given.start, (time.monotonic() - began) / 60))
+
+
+def report(tallies: dict[str, Tally], start: int, minutes: float) -> str:
+    """A page of what came of a run."""
+    lines = [
+        "# The last long run of the fuzzer",
+        "",
+        f"{datetime.now(UTC):%Y-%m-%d}, {minutes:.0f} minutes, inputs from number {start}. Written by `--report` of "
+        "`tests/faults/fuzz.py`; [what it is and what it has found](../fuzzing.md).",
+        "",
+        "| what is read | inputs | taken | refused with a sentence | findings |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for kind, tally in tallies.items():
+        total = tally.taken + tally.refused + len(tally.findings)
+        lines.append(f"| {kind} | {total:,} | {tally.taken:,} | {tally.refused:,} | {len(tally.findings)} |")
+    for kind, tally in tallies.items():
+        lines += [
+            "",
+            *(f"* {kind} {number}: `{said.strip().splitlines()[-1][:200]}`" for number, said in tally.findings),
+        ]
+    return "\n".join(lines).rstrip() + "\n"
 
 
 if __name__ == "__main__":

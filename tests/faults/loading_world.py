@@ -19,8 +19,9 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -107,6 +108,10 @@ def source(name: str, generation: int, reached: Callable[[str], None] = lambda s
         describe("when", pa.float64(), ""),
     ]
     file = describe("file", pa.string(), "")
+
+    def settled(context: Context, accepted: bool) -> None:
+        reached("settled")
+
     resources = (
         Resource("rows", pa.schema([*schema, file]), ("id",), fetch, parse_rows, settled=settled),
         Resource("papers", pa.schema(schema), ("id",), fetch, parse, store="documents", settled=settled),
@@ -121,13 +126,13 @@ def web_pages(generation: int) -> dict[str, bytes]:
 
 
 @contextmanager
-def planted(bug: str) -> Iterator[None]:
-    """One of BUGS, in this process."""
+def planted(bug: str, settings: Settings) -> Iterator[None]:
+    """One of BUGS, in this process: the cursor and the counts are committed apart from the rows."""
     record: Callable[..., None] = loading._record
 
     def apart(db: Any, *rest: Any) -> None:
         if bug == BUGS[0]:
-            with closing(warehouse.connect(_settings_of(db))) as other, other:
+            with closing(warehouse.connect(settings)) as other, other:
                 record(other, *rest)
         else:
             db.commit()
@@ -135,6 +140,65 @@ def planted(bug: str) -> Iterator[None]:
 
     with mock.patch.object(loading, "_record", apart):
         yield
+
+
+@contextmanager
+def small_disk(size: int) -> Iterator[None]:
+    """A temporary folder with room for so many bytes, on a disk of its own that goes with this process.
+
+    An ordinary user may make one where user namespaces are allowed. Raises OSError where not.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def done(answer: int) -> None:
+        if answer:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+    namespace, user, private = 0x00020000, 0x10000000, 0x40000 | 0x4000  # CLONE_NEWNS, CLONE_NEWUSER, MS_PRIVATE|REC
+    done(libc.unshare(namespace | (user if os.geteuid() else 0)))
+    done(libc.mount(b"none", b"/", None, private, None))
+    with tempfile.TemporaryDirectory() as folder:
+        done(libc.mount(b"tmpfs", folder.encode(), b"tmpfs", 0, f"size={size}".encode()))
+        with mock.patch.object(tempfile, "tempdir", folder):
+            yield
+        done(libc.umount2(folder.encode(), 2))  # MNT_DETACH
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """What is done to a loader: it stops at the ``nth`` time that it reaches ``stop_at``, until it is answered; it has
+    one of BUGS; its temporary disk has ``disk`` bytes, or no file of it more than ``file``; its pages are at ``url``.
+    """
+
+    stop_at: str = ""
+    nth: int = 1
+    bug: str = ""
+    disk: int = 0
+    file: int = 0
+    url: str = ""
+
+
+def _load(name: str, generation: int, settings: Settings, talk: Connection, trouble: Trouble) -> None:
+    """The loader: says each stage that it reaches, and where it is to stop waits for an answer before it goes on."""
+    passed = 0
+
+    def reached(stage: str) -> None:
+        nonlocal passed
+        talk.send(stage)
+        passed += stage == trouble.stop_at
+        if stage == trouble.stop_at and passed == trouble.nth:
+            talk.recv()
+
+    talk.send("began")
+    try:
+        with ExitStack() as troubles:
+            if trouble.bug:
+                troubles.enter_context(planted(trouble.bug, settings))
+            if trouble.disk:
+                troubles.enter_context(small_disk(trouble.disk))
+            if trouble.file:
+                limits.setrlimit(limits.RLIMIT_FSIZE, (trouble.file, trouble.file))
+            load(name, generation, settings, reached, trouble.url)
     except Problem as problem:
         talk.send(f"problem: {problem}")
         sys.exit(1)
@@ -143,14 +207,45 @@ def planted(bug: str) -> Iterator[None]:
         sys.exit(3)
 
 
-def start(name: str, generation: int, settings: Settings, stop_at: str = "") -> tuple[BaseProcess, Connection]:
-    """A loader in a process of its own, which has begun; and the line to it."""
+def start(name: str, generation: int, settings: Settings, **trouble: Any) -> tuple[BaseProcess, Connection]:
+    """A loader in a process of its own, which has begun; and the line to it. ``trouble``: see Trouble."""
     ours, theirs = _PROCESSES.Pipe()
-    process = _PROCESSES.Process(target=_load, args=(name, generation, settings, theirs, stop_at))
+    process = _PROCESSES.Process(target=_load, args=(name, generation, settings, theirs, Trouble(**trouble)))
     process.start()
     theirs.close()
     assert ours.recv() == "began"
     return process, ours
+
+
+def run(name: str, generation: int, settings: Settings, **trouble: Any) -> tuple[int | None, list[str]]:
+    """A loader in a process of its own, to its end: its exit code, and what it said."""
+    process, line = start(name, generation, settings, **trouble)
+    words = []
+    with suppress(EOFError, ConnectionResetError):
+        while line.poll(120):
+            words.append(line.recv())
+    process.join(60)
+    return process.exitcode, words
+
+
+def kill(loader: BaseProcess, name: str, settings: Settings) -> list[str]:
+    """SIGKILL. Gives the states of its transactions at that moment which had written something, as PostgreSQL tells.
+
+    It is stopped before PostgreSQL is asked, so that it is still there when it is killed.
+    """
+    stopped = psutil.Process(loader.pid)
+    os.kill(stopped.pid, signal.SIGSTOP)
+    while stopped.status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):
+        time.sleep(0.001)
+    with closing(warehouse.connect(settings)) as db, db, db.cursor() as sql:
+        sql.execute(
+            "select state from pg_stat_activity where application_name = %s and backend_xid is not null",
+            (f"load {name}",),
+        )
+        states = [state for (state,) in sql.fetchall()]
+    os.kill(stopped.pid, signal.SIGKILL)
+    loader.join()
+    return states
 
 
 def await_stage(line: Connection, stage: str) -> None:
@@ -170,10 +265,32 @@ def said(line: Connection) -> list[str]:
     return words
 
 
-def load(name: str, generation: int, settings: Settings, reached: Callable[[str], None] = lambda stage: None) -> None:
-    """The loader. Its loads are not judged, which takes seconds and has tests of its own."""
-    with mock.patch.object(pipeline, "judge_pending", lambda *waiting: {}):
-        pipeline.ingest(source(name, generation), settings, say=lambda text: None, reached=reached)
+def load(
+    name: str,
+    generation: int,
+    settings: Settings,
+    reached: Callable[[str], None] = lambda stage: None,
+    url: str = "",
+) -> None:
+    """The loader: ingests and judges, as the tasks of a DAG do; in small batches, so that a load has several."""
+    write_verdict: Callable[..., None] = journal.write_verdict
+
+    def audited(*_: Any, **__: Any) -> Verdict:
+        reached("audited")
+        return Verdict(True, "none", "")
+
+    def written(*verdict: Any) -> None:
+        write_verdict(*verdict)
+        reached("verdict written")
+
+    one = source(name, generation, reached, url)
+    with (
+        mock.patch.object(loading, "BATCH", BATCH),
+        mock.patch.object(gate, "audit", audited),
+        mock.patch.object(journal, "write_verdict", written),
+    ):
+        pipeline.ingest(one, settings, say=lambda text: None, reached=reached)
+        pipeline.judge(one, settings, say=lambda text: None)
 
 
 def tables(name: str, settings: Settings) -> dict[str, list[Any]]:
@@ -202,7 +319,12 @@ def tables(name: str, settings: Settings) -> dict[str, list[Any]]:
         (one["_id"], one["key"], one["hash"], one["landing"], json.dumps(one["doc"])) for one in documents
     ]
     objects = Objects(settings)
-    found["segments"] = [(number,) for number in journal.segments(objects, name)]
+    segments = journal.segments(objects, name)
+    found["segments"] = [(number,) for number in segments]
+    found["verdicts"] = [
+        (number, (journal.read_verdict(objects, name, number) or {}).get("state")) for number in segments
+    ]
+    found["pages"] = [(key,) for kind in ("rows", "papers") for key in objects.list("landing", f"{name}/{kind}/")]
     found["derived"] = [(key,) for key in objects.list("derived", f"{name}/")]
     return {table: sorted(tuple(_plain(value, name) for value in row) for row in rows) for table, rows in found.items()}
 

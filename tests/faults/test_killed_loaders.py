@@ -1,6 +1,7 @@
 """Exactly once: a loader is killed at any moment, or runs twice, or its servers are; run again, the tables are equal.
 
 Every comparison is row by row with those of an undisturbed run: rows, versions, documents, journal, cursor and counts.
+Where the kills come differs with each commit; the number that makes them come there again is printed (LYREBIRD_SEED).
 """
 
 from __future__ import annotations
@@ -8,9 +9,11 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
 import time
+from collections import Counter, deque
 from collections.abc import Callable
-from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import loading_world as world
@@ -18,11 +21,13 @@ import pytest
 from support import Stack
 
 from infra.embedded import stack as embedded
-from ingestion import loading
-from storage import warehouse
 from storage.settings import Settings
 
-KILLS = 8
+# How often a loader is killed at each boundary, more often where its transaction is open; and at random points.
+AT = {stage: 7 if stage in world.OPEN else 3 for stage in world.STAGES}
+ANYWHERE = "anywhere"
+AT_RANDOM = 14
+PER_GENERATION = 4  # kills of one source before it is let finish
 Tables = dict[str, list[Any]]
 
 
@@ -32,58 +37,139 @@ def settings(stack: Stack) -> Settings:
 
 
 @pytest.fixture(scope="module")
-def calm(settings: Settings) -> tuple[Tables, float]:
-    """Two generations, loaded with nothing in the way; and how long one took."""
-    began = time.monotonic()
+def calm(settings: Settings) -> Tables:
+    """Two generations, loaded with nothing in the way."""
     for generation in (1, 2):
         world.load("calm", generation, settings)
-    return world.tables("calm", settings), (time.monotonic() - began) / 2
+    return world.tables("calm", settings)
 
 
-def test_the_undisturbed_run_has_everything_in_it(calm: tuple[Tables, float], settings: Settings) -> None:
-    tables, _ = calm
-    assert len(tables["load"]) == 4
-    assert {len(rows) > 0 for rows in tables.values()} == {True}
-    assert len(tables["rows"]) > 300
-    assert any(row[4] == "True" for row in tables["rows"])  # deletions
-    assert len(tables["quarantine"]) > 6
-    world.load("calm", 2, settings)
-    assert world.differences(tables, world.tables("calm", settings)) == {}  # nothing new is no load
+def seed() -> int:
+    """LYREBIRD_SEED, or a number that changes with the commit."""
+    command = ["git", "rev-parse", "--short=7", "HEAD"]
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return int(os.environ.get("LYREBIRD_SEED") or int(done.stdout.strip() or "0", 16))
 
 
-def test_loaders_killed_at_any_moment_leave_the_same_tables(calm: tuple[Tables, float], settings: Settings) -> None:
-    tables, seconds = calm
-    hit: list[str] = []  # the stage that each killed loader had reached
-    for seed in range(KILLS):
-        dice, name = random.Random(seed), f"killed_{seed}"
+def same(name: str, settings: Settings, calm: Tables) -> None:
+    found = world.differences(calm, world.tables(name, settings))
+    assert found == {}, (name, found)
+
+
+def killed(
+    at: str, name: str, generation: int, settings: Settings, dice: random.Random, steps: Counter[str], bug: str
+) -> tuple[str, bool] | None:
+    """Kill a loader at one of the times that it reaches a stage, or anywhere.
+
+    Gives the stage that it had reached, and whether PostgreSQL had a transaction of it open that had written
+    something; None when it came to its end before.
+    """
+    stop: dict[str, Any] = {} if at == ANYWHERE else {"stop_at": at, "nth": dice.randint(1, steps[at])}
+    loader, line = world.start(name, generation, settings, bug=bug, **stop)
+    reached, last = Counter[str](), "began"
+    try:
+        for _ in range(dice.randint(1, steps.total()) if at == ANYWHERE else 10**6):
+            last = line.recv()
+            reached[last] += 1
+            if stop and reached[at] == stop["nth"]:
+                break
+    except (EOFError, ConnectionResetError):
+        loader.join()
+        assert loader.exitcode == 0, (name, last)
+        return None
+    if at == ANYWHERE:
+        time.sleep(dice.uniform(0, 0.03))
+    states = world.kill(loader, name, settings)
+    if loader.exitcode == 0:
+        return None  # it came to its end while we were waiting
+    assert loader.exitcode == -signal.SIGKILL, (name, last)
+    said = world.said(line)
+    return (said[-1] if said else last), bool(states)
+
+
+def survive(
+    plan: list[str], dice: random.Random, prefix: str, settings: Settings, calm: Tables, bug: str = ""
+) -> list[tuple[str, str, bool]]:
+    """Kill loaders as planned, several of a source before one may finish, and compare what each source comes to.
+
+    Gives of each kill where it was planned, the stage that was reached, and whether a transaction was open.
+    """
+    _, words = world.run(f"{prefix}_counted", 1, settings)
+    steps = Counter(words)
+    waiting, kills = deque(plan), list[tuple[str, str, bool]]()
+    for number in range(4 * len(plan)):
+        name = f"{prefix}_{number}"
         for generation in (1, 2):
-            for _ in range(dice.randint(1, 2)):
-                loader, line = world.start(name, generation, settings)
-                loader.join(dice.uniform(0, 1.1) * seconds)
-                if loader.is_alive() and loader.pid:
-                    os.kill(loader.pid, signal.SIGKILL)
-                loader.join()
-                words = world.said(line)
-                assert loader.exitcode in (0, -signal.SIGKILL), (seed, words)
-                if loader.exitcode:
-                    hit.append(words[-1] if words else "began")
-            world.load(name, generation, settings)
-        assert world.differences(tables, world.tables(name, settings)) == {}, seed
-    assert len(set(hit) - {"began", "committed"}) >= 2, hit  # the kills came while there was work to spoil
+            for _ in range(min(PER_GENERATION, len(waiting))):
+                at = waiting.popleft()
+                found = killed(at, name, generation, settings, dice, steps, bug)
+                if found is None:
+                    waiting.append(at)  # there was no such stage left to reach
+                else:
+                    kills.append((at, *found))
+            code, words = world.run(name, generation, settings, bug=bug)
+            assert code == 0, (name, words[-1:])
+        same(name, settings, calm)
+        if not waiting:
+            break
+    return kills
 
 
-def test_two_loaders_of_one_source_at_once(calm: tuple[Tables, float], settings: Settings) -> None:
+def table(kills: list[tuple[str, str, bool]], number: int) -> str:
+    """Where the kills landed, for people."""
+    lines = [f"LYREBIRD_SEED={number}: loaders killed, by the stage that they had reached last"]
+    lines += [f"{'':<18}{'at it':>8}{'anywhere':>10}{'in an open transaction':>25}"]
+    for stage in ("began", *world.STAGES):
+        of_it = [(at, is_open) for at, reached, is_open in kills if reached == stage]
+        anywhere = sum(at == ANYWHERE for at, _ in of_it)
+        lines.append(f"{stage:<18}{len(of_it) - anywhere:>8}{anywhere:>10}{sum(o for _, o in of_it):>25}")
+    lines.append(f"{'all':<18}{'':>8}{len(kills):>10}{sum(is_open for *_, is_open in kills):>25}")
+    return "\n".join(lines)
+
+
+def test_the_undisturbed_run_has_everything_in_it(calm: Tables, settings: Settings) -> None:
+    assert len(calm["load"]) == 4
+    assert {table: len(rows) > 0 for table, rows in calm.items()} == dict.fromkeys(calm, True)
+    assert len(calm["rows"]) > 300
+    assert any(row[4] == "True" for row in calm["rows"])  # deletions
+    assert len(calm["quarantine"]) > 6
+    world.load("calm", 2, settings)
+    same("calm", settings, calm)  # nothing new is no load
+
+
+def test_loaders_killed_at_every_boundary_and_anywhere_leave_the_same_tables(
+    calm: Tables,
+    settings: Settings,
+    capsys: pytest.CaptureFixture[str],
+    record_property: Callable[[str, object], None],
+) -> None:
+    number = seed()
+    dice = random.Random(number)
+    plan = [stage for stage, times in AT.items() for _ in range(times)] + [ANYWHERE] * AT_RANDOM
+    dice.shuffle(plan)
+    kills = survive(plan, dice, "killed", settings, calm)
+    shown = table(kills, number)
+    record_property("kills", shown)
+    with capsys.disabled():
+        print(f"\n{shown}")
+    assert len(kills) == len(plan) >= 50
+    at = Counter(at for at, *_ in kills)
+    assert min(at[stage] for stage in world.STAGES) >= 3
+    assert all(is_open == (at in world.OPEN) for at, _, is_open in kills if at != ANYWHERE), shown
+    assert 2 * sum(is_open for *_, is_open in kills) >= len(kills), shown
+    assert len({reached for at, reached, _ in kills if at == ANYWHERE}) >= 3, shown
+
+
+def test_two_loaders_of_one_source_at_once(calm: Tables, settings: Settings) -> None:
     for generation in (1, 2):
         both = [world.start("twice", generation, settings) for _ in range(2)]
         for loader, line in both:
             loader.join(60)
             assert loader.exitcode == 0, world.said(line)
-    assert world.differences(calm[0], world.tables("twice", settings)) == {}
+    same("twice", settings, calm)
 
 
-def test_a_loader_that_hangs_holds_the_next_one_up_and_loses_nothing(
-    calm: tuple[Tables, float], settings: Settings
-) -> None:
+def test_a_loader_that_hangs_holds_the_next_one_up_and_loses_nothing(calm: Tables, settings: Settings) -> None:
     first, answer = world.start("hangs", 1, settings, stop_at="copied")
     world.await_stage(answer, "copied")
     second, line = world.start("hangs", 1, settings)
@@ -95,7 +181,7 @@ def test_a_loader_that_hangs_holds_the_next_one_up_and_loses_nothing(
     assert second.exitcode == 0, world.said(line)
     first.join()
     world.load("hangs", 2, settings)
-    assert world.differences(calm[0], world.tables("hangs", settings)) == {}
+    same("hangs", settings, calm)
 
 
 @pytest.mark.parametrize(
@@ -106,10 +192,9 @@ def test_a_loader_that_hangs_holds_the_next_one_up_and_loses_nothing(
     ],
 )  # fmt: skip
 def test_a_server_killed_under_a_loader_is_one_sentence_and_the_next_run_finishes(
-    stack: Stack, calm: tuple[Tables, float], settings: Settings, server: str, stage: str
+    stack: Stack, calm: Tables, settings: Settings, server: str, stage: str
 ) -> None:
     name = f"without_{server}_at_{stage}"
-    tables, _ = calm
     loader, line = world.start(name, 1, settings, stop_at=stage)
     world.await_stage(line, stage)
     (pid,) = [one.pid for one in embedded.status(stack.home) if one.name == server]
@@ -131,44 +216,21 @@ def test_a_server_killed_under_a_loader_is_one_sentence_and_the_next_run_finishe
         embedded.up(stack.home, only=stack.started)
     for generation in (1, 2):
         world.load(name, generation, settings)
-    assert world.differences(tables, world.tables(name, settings)) == {}
+    same(name, settings, calm)
 
 
-@pytest.mark.parametrize(
-    "bug", ["bookkeeping is committed before the rows", "rows are committed before the bookkeeping"]
-)
-def test_the_comparison_sees_a_cursor_that_is_committed_apart_from_the_rows(
-    calm: tuple[Tables, float], settings: Settings, monkeypatch: pytest.MonkeyPatch, bug: str
+# ---------------------------------------------------------------- the test of the tests
+
+
+@pytest.mark.parametrize("bug", world.BUGS)
+def test_the_kills_find_a_cursor_that_is_committed_apart_from_the_rows(
+    calm: Tables, settings: Settings, bug: str
 ) -> None:
-    """The test of the tests above: with the fault that they are there for, the tables differ."""
-    early = "before the rows" in bug
-    name = "planted_early" if early else "planted_late"
-    record: Callable[..., None] = loading._record
-
-    def apart(db: Any, *rest: Any) -> None:
-        if early:
-            with closing(warehouse.connect(settings)) as other, other:
-                record(other, *rest)
-        else:
-            db.commit()
-            record(db, *rest)
-
-    class Killed(BaseException):
-        pass
-
-    def die(stage: str) -> None:
-        if stage == "before commit":
-            raise Killed
-
-    with monkeypatch.context() as planted:
-        planted.setattr(loading, "_record", apart)
-        with pytest.raises(Killed):
-            world.load(name, 1, settings, die)
-    differences: dict[str, Any] = {}
-    try:
-        for generation in (1, 2):
-            world.load(name, generation, settings)
-        differences = world.differences(calm[0], world.tables(name, settings))
-    except Exception as error:
-        differences = {"rows": error}  # the same rows a second time break the key
-    assert "rows" in differences
+    """With the fault that they are there for the test above is red, and without a kill nobody would see the fault."""
+    prefix = f"planted_{world.BUGS.index(bug)}"
+    for generation in (1, 2):
+        assert world.run(f"{prefix}_calm", generation, settings, bug=bug)[0] == 0
+    same(f"{prefix}_calm", settings, calm)
+    with pytest.raises(AssertionError) as red:
+        survive(["before commit"] * 4, random.Random(seed()), prefix, settings, calm, bug)
+    assert "'rows'" in str(red.value) or "UniqueViolation" in str(red.value), red.value

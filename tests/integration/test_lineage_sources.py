@@ -11,6 +11,7 @@ import random
 import subprocess
 import sys
 import zipfile
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -30,11 +31,12 @@ from upstreams.xeno_canto import KEY, XenoCanto
 from upstreams.xeno_canto import made as entries
 
 from infra import transforming
-from ingestion import catalogue, pipeline
+from ingestion import catalogue, forgetting, pipeline
 from ingestion.rereading import differences
-from ml import lineage
+from ml import descendants, lineage
 from ml.datasets import freeze
 from storage import warehouse
+from storage.errors import Problem
 from storage.gates import audit
 from storage.gates.audit import Verdict
 from storage.objects import Objects
@@ -226,3 +228,61 @@ def test_the_command_says_so_to_scripts(published: Stack, source: str) -> None:
     told = json.loads(done.stdout)
     assert told["recomputed"] is True
     assert told["key"] == key
+
+
+def test_an_object_leads_to_all_that_was_made_of_it_and_to_nothing_else(published: Stack) -> None:
+    admin, backwards = published.settings("admin"), defaultdict[str, set[str]](set)
+    for source, (family, _) in SOURCES.items():
+        for key in examples(published, source):
+            for record in lineage.example(family, key, admin)["records"]:
+                backwards[record["landing"]["key"]].add(key)
+    assert len(backwards) > 60
+    for address, keys in backwards.items():
+        found = descendants.of(address, admin)
+        (made,) = found["examples"].values()
+        assert made["count"] == len(keys), address
+        assert keys.issuperset(made["keys"]), address
+        assert found["object"] == address
+        assert (found["versions"], found["models"]) == ([], [])
+    assert descendants.of(address.rsplit("/", 1)[1], admin) == found
+    with pytest.raises(Problem, match="no published load has the object 'landing/nowhere'"):
+        descendants.of("landing/nowhere", admin)
+
+
+def test_an_object_leads_to_the_versions_and_models_that_hold_it(published: Stack) -> None:
+    frozen = freeze.freeze("translation-en-de", published.settings("trainer"))
+    with closing(warehouse.connect(published.settings("trainer"))) as db, db, db.cursor() as sql:
+        sql.execute(
+            "insert into ml.score (model, model_version, dataset_version, split, metric, value, direction) "
+            "values ('translation-en-de', 7, %s, 'valid', 'chrF', 1, 'more')",
+            (frozen.version,),
+        )
+    told = published.settings("admin")
+    german = [
+        one["landing"]["key"]
+        for key in examples(published, "manythings")
+        for one in lineage.example("translation", key, told)["records"]
+        if one["row"]["language"] == "deu"
+    ]
+    found = descendants.of(german[0], told)
+    assert found["versions"] == [{"version": frozen.version, "name": "translation-en-de", "rows": len(german)}]
+    assert found["models"] == [{"model": "translation-en-de", "version": 7, "dataset": frozen.version}]
+    done = subprocess.run(
+        [sys.executable, "-m", "infra.cli", "lineage", "object", german[0], "--json"],
+        env=os.environ, cwd=ROOT, stdout=subprocess.PIPE, check=True,
+    )  # fmt: skip
+    assert json.loads(done.stdout) == found
+
+
+def test_what_a_withdrawal_leaves_of_an_archive_still_gives_the_other_examples(published: Stack) -> None:
+    first, *others = examples(published, "manythings")
+    record = lineage.example("translation", first, published.settings("admin"))["records"][0]
+    forgetting.forget(catalogue.source("manythings"), published.settings("loader"), [record["key"]], say=print)
+    for key in others:
+        traced = lineage.example("translation", key, published.settings("admin"))
+        assert again(published, traced) == []
+        traced["records"][0]["hash"] = record["hash"]
+        erased = traced["records"][0]["landing"]["key"]
+        if "/_erased/" in erased:
+            assert again(published, traced) == [f"{erased} does not hold {traced['records'][0]['key']}"]
+    assert any("/_erased/" in trace(published, "manythings", place)["records"][0]["landing"]["key"] for place in (1, 2))

@@ -1,0 +1,317 @@
+"""Withdrawal from pages that hold other records too: these stay, bit for bit, also when all is loaded again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import frozen_world
+import numpy as np
+import pyarrow as pa
+import pytest
+import soundfile
+
+from ingestion import catalogue, forgetting, journal, pipeline
+from ingestion.contract import Bad, BadPage, Context, Gone, Landed, Page, Resource, Source, describe
+from ml.datasets import freeze, withdrawal
+from storage import warehouse
+from storage.documents import Documents
+from storage.errors import Problem
+from storage.gates import audit
+from storage.gates.audit import Verdict
+from storage.objects import Objects
+from storage.settings import options_file
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from support import Stack
+
+QUIET: dict[str, Any] = {"say": lambda text: None}
+SCHEMA = pa.schema(
+    [
+        describe("id", pa.string(), "", required=True),
+        describe("who", pa.string(), ""),
+        describe("value", pa.float64(), ""),
+        describe("more", pa.list_(pa.int64()), ""),
+    ]
+)
+Kind = Literal["rows", "documents", "batches"]
+KINDS: tuple[Kind, ...] = ("rows", "documents", "batches")
+
+
+class Upstream:
+    """A source of one resource whose pages a test writes: lists of records, broken text, or keys that went."""
+
+    def __init__(self, name: str, kind: Kind) -> None:
+        self.pages: list[Any] = []
+        schema = pa.schema(list(SCHEMA)[:3]) if kind == "batches" else SCHEMA
+        store: Any = "documents" if kind == "documents" else "rows"
+        parse = self.parse_batches if kind == "batches" else self.parse
+        things = Resource("things", schema, ("id",), self.fetch, parse, store=store)
+        self.source = Source(name, name, "text", "", "none", "@daily", (things,), quarantine_share=1.0)
+        self.table = f"raw.{name}_things"
+
+    def fetch(self, context: Context) -> Iterator[Page | Gone]:
+        for number in range(context.cursor.get("next", 0), len(self.pages)):
+            page, cursor = self.pages[number], {"next": number + 1}
+            if isinstance(page, Gone):
+                yield Gone(page.key, cursor)
+            else:
+                body = page if isinstance(page, bytes) else json.dumps(page).encode()
+                yield Page(f"page {number}", body, cursor, meta={"number": number})
+
+    @staticmethod
+    def parse(page: Landed) -> Iterator[dict[str, Any] | Bad]:
+        try:
+            for record in json.loads(page.read()):
+                yield Bad(record, "said to be bad") if "bad" in record else record
+        except ValueError as error:
+            raise BadPage(f"no JSON: {error}") from error
+
+    @classmethod
+    def parse_batches(cls, page: Landed) -> Iterator[Bad | pa.RecordBatch]:
+        found = list(cls.parse(page))
+        yield from (one for one in found if isinstance(one, Bad))
+        good = [
+            {"id": one["id"], "who": one.get("who"), "value": one["value"]} for one in found if isinstance(one, dict)
+        ]
+        yield pa.RecordBatch.from_pylist(good, schema=pa.schema(list(SCHEMA)[:3]))
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Audits learn nothing here: that takes seconds, and has tests of its own."""
+    monkeypatch.setattr(audit, "run", lambda *arguments, **options: Verdict(True, "none", ""))
+
+
+def cycle(stack: Stack, source: Source) -> dict[int, dict[str, Any]]:
+    report = pipeline.ingest(source, stack.settings("loader"), **QUIET)
+    pipeline.judge(source, stack.settings("loader"), **QUIET)
+    return report.loads
+
+
+def forget(stack: Stack, source: Source, *keys: str, **more: Any) -> dict[str, Any]:
+    return forgetting.forget(source, stack.settings("admin"), keys, **QUIET, **more).summary
+
+
+def rows(stack: Stack, query: str, *values: Any) -> list[tuple[Any, ...]]:
+    with closing(warehouse.connect(stack.settings("admin"))) as db, db, db.cursor() as sql:
+        sql.execute(query, values or None)
+        return sql.fetchall()
+
+
+def whole(stack: Stack, upstream: Upstream, without: Sequence[str] = ()) -> dict[str, Any]:
+    """What the stores have of other records than these."""
+    name, others = upstream.source.name, list(without)
+    documents = Documents(stack.settings("admin")).database[f"{name}_things"].find({"key": {"$nin": others}})
+    return {
+        "rows": rows(
+            stack, f"select to_jsonb(t)::text from {upstream.table} as t where _key <> all(%s) order by 1", others
+        ),
+        "documents": sorted((one["_id"], one["hash"], json.dumps(one["doc"])) for one in documents),
+    }
+
+
+def written(stack: Stack, source: str, word: str) -> list[str]:
+    """Objects of landing in which a word is written."""
+    objects = Objects(stack.settings("admin"))
+    keys = objects.list("landing", f"{source}/")
+    return [key for key in keys if word.encode() in key.encode() + objects.get("landing", key)]
+
+
+def record(name: str, who: str = "somebody", value: float = 1 / 3) -> dict[str, Any]:
+    return {"id": name, "who": who, "value": value, "more": [1, 2**53 + 1]}
+
+
+def filled(stack: Stack, name: str, kind: Kind) -> Upstream:
+    """Three pages: `mine` is on the first and, as it was, on the last, which has further versions of others."""
+    upstream = Upstream(name, kind)
+    bad = {"id": "odd", "bad": "mine was here"}
+    upstream.pages = [[record("a"), record("mine", "me"), record("b", "me"), bad, record("c")], [record("d"), bad]]
+    cycle(stack, upstream.source)
+    upstream.pages += [[record("a", value=2.5), record("mine", "me"), record("e")], Gone(("d",), {})]
+    cycle(stack, upstream.source)
+    return upstream
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_records_of_the_pages_stay_as_they_are(stack: Stack, kind: Kind) -> None:
+    upstream = filled(stack, f"shared_{kind}", kind)
+    name, source = upstream.source.name, upstream.source
+    before = whole(stack, upstream, ["mine"])
+    assert len(before["rows"]) == 7
+    assert rows(stack, f"select count(*) from {upstream.table} where _key = 'mine'") == [(1,)]  # as it was: one row
+    assert len(written(stack, name, "mine")) == 3  # the page of the bad record names it too
+
+    found = forget(stack, source, "mine")
+    assert (found["records"], found["pages"], found["objects"]) == ({f"{name}_things": ["mine"]}, 2, 2)
+    assert whole(stack, upstream) == before
+    assert [key.split("/")[1] for key in written(stack, name, "mine")] == ["things"]
+    assert rows(stack, "select position from ops.quarantine where source = %s", name) == [(7,)]  # not of those pages
+    landings = rows(
+        stack, "select key, name, meta::text from ops.landing where source = %s order by load, position", name
+    )
+    assert [(key.split("/")[2], said, meta) for key, said, meta in landings[::2]] == [("_erased", "", "{}")] * 2
+
+    pipeline.replay(source, stack.settings("loader"), **QUIET)
+    assert whole(stack, upstream) == before
+    assert cycle(stack, source) == {}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_left_of_a_page_can_be_withdrawn_later(stack: Stack, kind: Kind) -> None:
+    upstream = filled(stack, f"twice_{kind}", kind)
+    forget(stack, upstream.source, "mine")
+    before = whole(stack, upstream, ["a", "d"])
+    found = forget(stack, upstream.source, "a", "d")  # a has two versions; d went before, and its deletion names it
+    assert found["pages"] == 4
+    assert whole(stack, upstream) == before
+    pipeline.replay(upstream.source, stack.settings("loader"), **QUIET)
+    assert whole(stack, upstream) == before
+    _, entries = journal.read_segment(Objects(stack.settings("admin")), upstream.source.name, 2)
+    assert [(page.erased is not None, page.gone) for page in entries] == [(True, None), (True, None)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_source_that_offers_it_again_finds_it_refused(stack: Stack, kind: Kind) -> None:
+    upstream = filled(stack, f"again_{kind}", kind)
+    name = upstream.source.name
+    forget(stack, upstream.source, where=[("who", "me")])
+    before = whole(stack, upstream)
+    upstream.pages.append([record("b", value=9.0), record("new", "me"), record("f")])  # b once more, and a new one
+    upstream.pages.append(upstream.pages[0])  # the very page
+    [load] = cycle(stack, upstream.source).values()
+    assert load["forgotten"] == 4
+    after = whole(stack, upstream, ["f", "a", "c"])
+    assert after["documents"] == [one for one in before["documents"] if '"a"' not in one[2] and '"c"' not in one[2]]
+    assert rows(stack, f"select _key from {upstream.table} where _load = 3 order by 1") == [("a",), ("f",)]
+    assert written(stack, name, '"me"') == []
+    assert rows(stack, "select sum(forgotten) from ops.load where source = %s", name) == [(0,)]
+    stays = whole(stack, upstream)
+    pipeline.replay(upstream.source, stack.settings("loader"), **QUIET)
+    assert whole(stack, upstream) == stays
+
+
+def test_what_is_not_there_is_one_sentence_and_changes_nothing(stack: Stack) -> None:
+    upstream = filled(stack, "nobody", "rows")
+    listed = list(Objects(stack.settings("admin")).list("landing", "nobody/"))
+    for keys, where, message in (
+        (["mine", "nowhere"], [], "nobody has no record 'nowhere'. Give a key as"),
+        ([], [("who", "Nobody At All")], "nobody has no record whose who is 'Nobody At All'. Its fields: id, more"),
+        ([], [("colour", "red")], "nobody has no record whose colour is 'red'"),
+    ):
+        with pytest.raises(Problem) as problem:
+            forget(stack, upstream.source, *keys, where=where)
+        assert message in str(problem.value)
+    with pytest.raises(Problem, match=r"nobody has no resource papers\. It has: things"):
+        forget(stack, upstream.source, "mine", resources=["papers"])
+    with pytest.raises(Problem, match=r"clips is derived from aviary, .*\. Forget it there"):
+        forget(stack, catalogue.source("clips"), "aviary:SIM00001:0")
+    assert list(Objects(stack.settings("admin")).list("landing", "nobody/")) == listed
+    forget(stack, upstream.source, "odd")  # it was never more than a bad record
+    assert rows(stack, "select count(*) from ops.quarantine where source = 'nobody'") == [(0,)]
+
+
+def test_a_key_of_several_tables_of_a_database_asks_which(stack: Stack) -> None:
+    upstream = filled(stack, "tables", "rows")
+    [things] = upstream.source.resources
+    both = replace(
+        upstream.source,
+        resources=tuple(
+            replace(things, name=name, schema=pa.schema([]), columns=lambda cursor: SCHEMA) for name in ("one", "other")
+        ),
+    )
+    cycle(stack, both)
+    with pytest.raises(Problem, match=r"'mine' is a key of one, other\. Say which table is meant, with --resource"):
+        forget(stack, both, "mine")
+    found = forget(stack, both, "mine", resources=["other"])
+    assert found["records"] == {"tables_other": ["mine"]}
+    assert rows(stack, "select count(*) from raw.tables_one where _key = 'mine'") == [(1,)]
+
+
+def test_the_same_file_of_another_record_stays(stack: Stack, tmp_path: Path) -> None:
+    folder = tmp_path / "birds" / "clips"
+    folder.mkdir(parents=True)
+    samples = np.random.default_rng(5).normal(0, 0.1, 22_050 * 6)
+    for name in ("mine.wav", "same.wav"):
+        soundfile.write(folder / name, samples, 22_050, subtype="PCM_16")
+    (tmp_path / "birds" / "clips.csv").write_text("file,scientific_name\nmine.wav,Tyto alba\nsame.wav,Tyto alba\n")
+    options_file().write_text(f"[sources.audio_folder]\nlocation = '{tmp_path / 'birds'}'\n")
+    audio_folder, clips = catalogue.source("audio_folder"), catalogue.source("clips")
+    pipeline.make_tables([audio_folder, clips, catalogue.source("aviary")], stack.settings("loader"))
+    for source in (audio_folder, clips):
+        cycle(stack, source)
+    objects = Objects(stack.settings("admin"))
+    files = list(objects.list("derived"))
+    assert len(files) == 2  # two windows, each of both recordings
+
+    found = forget(stack, audio_folder, "clips/mine.wav")
+    assert sorted(found["records"]) == ["audio_folder_audio", "audio_folder_labels", "clips"]
+    assert (found["objects"], found["files"]) == (1, 0)  # the table of labels; the sound is another's as well
+    kept = "select recording_key, clip_object, audio_key from raw.clips order by _key"
+    for _ in range(2):
+        assert {key for key, *_ in rows(stack, kept)} == {"clips/same.wav"}
+        assert sorted(file for _, file, _ in rows(stack, kept)) == sorted(files)
+        for _, file, address in rows(stack, kept):
+            assert objects.exists("derived", file)
+            assert objects.exists(*address.split("/", 1))
+        assert written(stack, "audio_folder", "mine.wav") == written(stack, "clips", "mine.wav") == []
+        for source in (audio_folder, clips):
+            pipeline.replay(source, stack.settings("loader"), **QUIET)
+    options_file().unlink()
+
+
+def test_pairs_are_found_by_either_text(stack: Stack) -> None:
+    """Lines of parallel text and sentences of tatoeba: a pair is named for one record and made of two or three."""
+    settings = stack.settings("admin")
+    lines = [(part, language, n) for part in ("train", "val") for language in ("en", "de", "fr") for n in (1, 2)]
+    with closing(warehouse.connect(settings)) as db, db, db.cursor() as sql:
+        sql.execute(
+            "create table raw.parallel_files_lines (_key text, corpus text, part text, language text, line int)"
+        )
+        for part, language, n in lines:
+            key = json.dumps(["c", part, language, n])
+            sql.execute("insert into raw.parallel_files_lines values (%s, 'c', %s, %s, %s)", (key, part, language, n))
+        sql.execute("create table raw.tatoeba_links (_key text, sentence_id bigint, translation_id bigint)")
+        for pair in ((1, 2), (1, 3), (4, 5)):
+            sql.execute("insert into raw.tatoeba_links values (%s, %s, %s)", (json.dumps(pair), *pair))
+        sql.execute("select md5('parallel_files|' || _key::jsonb::text), _key from raw.parallel_files_lines")
+        named = {key: pair for pair, key in sql.fetchall()}
+        sql.execute("select md5('tatoeba|' || _key::jsonb::text), _key from raw.tatoeba_links")
+        named |= {key: pair for pair, key in sql.fetchall()}
+        found = {
+            "an English line": withdrawal._mart_keys(
+                db, "parallel_files", {"parallel_files_lines": ['["c", "train", "en", 1]']}
+            ),
+            "another line": withdrawal._mart_keys(
+                db, "parallel_files", {"parallel_files_lines": ['["c", "train", "de", 1]']}
+            ),
+            "a sentence": withdrawal._mart_keys(db, "tatoeba", {"tatoeba_sentences": ["[3]"], "tatoeba_links": []}),
+        }
+    pairs = {what: keys["mart_translation_training_pairs"] for what, keys in found.items()}
+    train = {language: named[json.dumps(["c", "train", language, 1])] for language in ("en", "de", "fr")}
+    assert pairs["an English line"] == set(train.values())  # no pair is named for the English line itself
+    assert pairs["another line"] == {train["de"]}
+    assert pairs["a sentence"] == {named["[1, 3]"]}
+
+
+def test_a_version_is_marked_once_for_a_withdrawal(stack: Stack) -> None:
+    settings = stack.settings("admin")
+    with frozen_world.marts(stack):
+        frozen_world.publish(stack, "mart_music_training_pieces", frozen_world.pieces(60))
+        with closing(warehouse.connect(settings)) as db, db, db.cursor() as sql:
+            sql.execute(
+                "insert into ops.load (source, load, resource, state, pages, rows, versions, quarantined, bytes, "
+                "fetched_at) values ('piano_roll_files', 1, 'pieces', 'published', 1, 1, 1, 0, 1, now())"
+            )
+        frozen = freeze.freeze("music-chorales", stack.settings("trainer"))
+        keys = {"piano_roll_files_pieces": ["piece-003", "piece-004", "no-such-piece"]}
+        for _ in range(2):
+            assert withdrawal.mark("w1", "piano_roll_files", keys, settings).versions[0]["rows"] == 2
+        assert withdrawal.mark("w2", "maestro", keys, settings).versions == []  # it holds nothing of that source
+        [(marks,)] = rows(stack, "select withdrawn from ml.dataset where version = %s", frozen.version)
+        assert {name: one["rows"] for name, one in marks.items()} == {"w1": 2}
