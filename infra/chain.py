@@ -326,7 +326,7 @@ def counts(dag: str) -> str:
     """What a finished run has left, in a few numbers."""
     kind, name = dag.split("_", 1)
     statement = {
-        "ingest": "select sum(rows) || ' records in ' || count(*) || ' loads' from ops.load "
+        "ingest": "select sum(rows) || ' records so far, in ' || count(*) || ' loads' from ops.load "
         "where source = %s and state = 'published'",
         "transform": "select cardinality(marts) || ' marts, version ' || version from ops.publication "
         "where domain = %s order by version desc limit 1",

@@ -103,7 +103,7 @@ def find(
     found.originals = going - others
     for one in derived(source):
         _find_derived(one, found, going, stores)
-    found.files |= _files(found, stores)
+    found.files = _files(found, stores)
 
 
 def derived(source: Source) -> list[Source]:

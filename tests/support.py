@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import tempfile
@@ -22,6 +23,13 @@ from storage.objects import Objects
 from storage.settings import Role, Settings, for_role
 
 STORES = ("postgres", "cache", "stream", "documents", "objects")
+
+# Processes that can be killed at any moment, forked in milliseconds from one that has imported what takes long. It
+# finds what can be imported from the checkout, and no module of tests.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(
+    ["ingestion.pipeline", "ingestion.web", "storage.gates.loads", "ingestion.sources.field_recorder", "boto3.session"]
+)
 
 
 @dataclass

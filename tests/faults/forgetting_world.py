@@ -5,6 +5,7 @@ The withdrawal runs in a process of its own, which kills itself where it is told
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
 import os
@@ -16,6 +17,9 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 from unittest import mock
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from infra import withdrawing
 from ingestion import catalogue, journal, pipeline
@@ -45,6 +49,33 @@ def fill(settings: Settings) -> None:
         options_file().write_text(f"[sources.aviary]\nrecordings = {recordings}\n")
         for source in (AVIARY, CLIPS):
             ingest(source, settings)
+
+
+def build_on(settings: Settings) -> None:
+    """What models have of the clips: splits, a frozen version, predictions."""
+    objects, sink = Objects(settings), io.BytesIO()
+    with closing(warehouse.connect(settings)) as db, db, db.cursor() as sql:
+        sql.execute("select _key from raw.clips order by 1")
+        clips = [key for (key,) in sql.fetchall()]
+        pq.write_table(pa.table({"clip_id": clips}), sink)
+        manifest = {
+            "version": "v1", "name": "birds-aviary", "mart": "mart_birds_training_clips", "loads": {"aviary": 3},
+            "schema": [{"name": "clip_id", "type": "string"}], "splits": {"train": {}}, "licences": {},
+            "simulated": True, "shards": [{"file": "train-00000.parquet", "split": "train"}],
+        }  # fmt: skip
+        objects.put("datasets", "birds-aviary/v1/manifest.json", json.dumps(manifest).encode())
+        objects.put("datasets", "birds-aviary/v1/train-00000.parquet", sink.getvalue())
+        sql.execute(
+            "insert into ml.dataset (version, name, mart, rows, uri, manifest) values "
+            "('v1', 'birds-aviary', 'mart_birds_training_clips', %s, 's3://datasets/birds-aviary/v1', %s)",
+            (len(clips), json.dumps(manifest)),
+        )
+        for clip in clips:
+            sql.execute("insert into ml.prediction values ('birds-aviary', 1, 'v1', %s, '{}', 0.5)", (clip,))
+        for who in ("Sim Aldous", "Sim Corin"):
+            sql.execute(
+                "insert into ml.split_group values ('birds', %s, 'train', 'published')", (f"aviary/recordist/{who}",)
+            )
 
 
 def ingest(source: Any, settings: Settings) -> None:

@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import ctypes
 import json
-import multiprocessing
 import os
 import resource as limits
-import signal
 import sys
 import tempfile
 import time
@@ -29,6 +27,7 @@ from unittest import mock
 
 import psutil
 import pyarrow as pa
+from support import PROCESSES
 
 from ingestion import journal, loading, pipeline
 from ingestion.contract import Bad, BadPage, Blob, Context, Gone, Landed, Page, Record, Resource, Source, describe
@@ -46,9 +45,6 @@ PAGES, RECORDS, BATCH = 10, 30, 100
 OPEN = ("parsed", "documents", "copied", "before commit")
 STAGES = ("fetched", "before seal", "sealed", *OPEN, "committed", "audited", "verdict written", "settled")
 BUGS = ("bookkeeping is committed before the rows", "rows are committed before the bookkeeping")
-
-_PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["loading_world"])
 
 
 def _pages(generation: int) -> list[Any]:
@@ -209,8 +205,8 @@ def _load(name: str, generation: int, settings: Settings, talk: Connection, trou
 
 def start(name: str, generation: int, settings: Settings, **trouble: Any) -> tuple[BaseProcess, Connection]:
     """A loader in a process of its own, which has begun; and the line to it. ``trouble``: see Trouble."""
-    ours, theirs = _PROCESSES.Pipe()
-    process = _PROCESSES.Process(target=_load, args=(name, generation, settings, theirs, Trouble(**trouble)))
+    ours, theirs = PROCESSES.Pipe()
+    process = PROCESSES.Process(target=_load, args=(name, generation, settings, theirs, Trouble(**trouble)))
     process.start()
     theirs.close()
     assert ours.recv() == "began"
@@ -233,17 +229,21 @@ def kill(loader: BaseProcess, name: str, settings: Settings) -> list[str]:
 
     It is stopped before PostgreSQL is asked, so that it is still there when it is killed.
     """
-    stopped = psutil.Process(loader.pid)
-    os.kill(stopped.pid, signal.SIGSTOP)
-    while stopped.status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):
-        time.sleep(0.001)
+    try:
+        stopped = psutil.Process(loader.pid)
+        stopped.suspend()
+        while stopped.status() != psutil.STATUS_STOPPED:
+            time.sleep(0.001)
+    except psutil.NoSuchProcess:  # it has come to its end meanwhile
+        loader.join()
+        return []
     with closing(warehouse.connect(settings)) as db, db, db.cursor() as sql:
         sql.execute(
             "select state from pg_stat_activity where application_name = %s and backend_xid is not null",
             (f"load {name}",),
         )
         states = [state for (state,) in sql.fetchall()]
-    os.kill(stopped.pid, signal.SIGKILL)
+    stopped.kill()
     loader.join()
     return states
 

@@ -9,7 +9,6 @@ which take seconds and have tests of their own; the acknowledgement that follows
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import sys
@@ -23,6 +22,7 @@ from typing import Any
 from unittest import mock
 
 import tomli_w
+from support import PROCESSES
 
 from ingestion import pipeline
 from ingestion.contract import Context, Source
@@ -43,9 +43,6 @@ STAGES = (
     "accepted", "acknowledged",
 )  # fmt: skip
 BUGS = ("acknowledged when received", "acknowledged when committed, accepted or not")
-
-_PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["stream_world"])
 
 
 def source(name: str, **options: Any) -> Source:
@@ -163,8 +160,8 @@ def start(
     name: str, settings: Settings, *, stop_at: str = "", killer: str = "", bug: str = ""
 ) -> tuple[BaseProcess, Connection]:
     """A consumer in a process of its own, which has begun; and the line to it."""
-    ours, theirs = _PROCESSES.Pipe()
-    process = _PROCESSES.Process(target=_run, args=(name, settings, theirs, stop_at, killer, bug, dict(os.environ)))
+    ours, theirs = PROCESSES.Pipe()
+    process = PROCESSES.Process(target=_run, args=(name, settings, theirs, stop_at, killer, bug, dict(os.environ)))
     process.start()
     theirs.close()
     assert ours.recv() == "began"

@@ -6,15 +6,13 @@ import random
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from unittest import mock
 
 import forgetting_world as world
 import pytest
 from support import Stack
 
-from ingestion import forgetting, pipeline
-from storage import warehouse
+from ingestion import pipeline
 from storage.objects import Objects
 from storage.settings import Settings
 
@@ -42,9 +40,7 @@ def refill(stack: Stack, settings: Settings) -> None:
     """The stores with the aviary in them, and a version, predictions and splits of it."""
     stack.reset()
     world.fill(stack.settings("loader"))
-    with closing(warehouse.connect(settings)) as db, db, db.cursor() as sql:
-        sql.execute("insert into ml.split_group values ('birds', 'aviary/recordist/Sim Aldous', 'train', 'published')")
-        sql.execute("insert into ml.split_group values ('birds', 'aviary/recordist/Sim Corin', 'train', 'published')")
+    world.build_on(settings)
 
 
 def test_the_undisturbed_withdrawal_takes_what_it_should(settings: Settings, calm: tuple[State, State, float]) -> None:
@@ -54,6 +50,8 @@ def test_the_undisturbed_withdrawal_takes_what_it_should(settings: Settings, cal
     assert gone >= 2
     assert [len(after[table]) for table in ("recordings", "audio", "clips", "documents", "derived")] == [8 - gone] * 5
     assert len(before["splits"]) - len(after["splits"]) == 1
+    assert len(before["prediction"]) - len(after["prediction"]) == gone
+    assert after["dataset"] == [f'["v1", [{gone}]]']
     assert not any("SIM00002" in row or "Sim Aldous" in row for rows in after.values() for row in rows)
     assert sum("forget" in row for row in after["load"]) == 3
 
@@ -106,4 +104,3 @@ def test_the_comparison_sees_a_clip_that_was_left(
         world.forget(settings)
     found = world.differences(calm[1], world.left(settings))
     assert set(found) == {"derived"}
-    assert forgetting.forget

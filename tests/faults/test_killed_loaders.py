@@ -27,7 +27,7 @@ from storage.settings import Settings
 AT = {stage: 7 if stage in world.OPEN else 3 for stage in world.STAGES}
 ANYWHERE = "anywhere"
 AT_RANDOM = 14
-PER_GENERATION = 4  # kills of one source before it is let finish
+PER_GENERATION = 6  # kills of one source before it is let finish
 Tables = dict[str, list[Any]]
 
 

@@ -250,7 +250,7 @@ def test_an_object_leads_to_all_that_was_made_of_it_and_to_nothing_else(publishe
 
 
 def test_an_object_leads_to_the_versions_and_models_that_hold_it(published: Stack) -> None:
-    frozen = freeze.freeze("translation-en-de", published.settings("trainer"))
+    frozen = freeze.freeze("mart_translation_training_pairs", published.settings("trainer"))
     with closing(warehouse.connect(published.settings("trainer"))) as db, db, db.cursor() as sql:
         sql.execute(
             "insert into ml.score (model, model_version, dataset_version, split, metric, value, direction) "
@@ -265,7 +265,7 @@ def test_an_object_leads_to_the_versions_and_models_that_hold_it(published: Stac
         if one["row"]["language"] == "deu"
     ]
     found = descendants.of(german[0], told)
-    assert found["versions"] == [{"version": frozen.version, "name": "translation-en-de", "rows": len(german)}]
+    assert found["versions"] == [{"version": frozen.version, "name": frozen.name, "rows": len(german)}]
     assert found["models"] == [{"model": "translation-en-de", "version": 7, "dataset": frozen.version}]
     done = subprocess.run(
         [sys.executable, "-m", "infra.cli", "lineage", "object", german[0], "--json"],
