@@ -460,6 +460,16 @@ def dataset_show(version: str) -> None:
     print(json.dumps(freeze.show(version, Settings()), indent=2, ensure_ascii=False, default=str))
 
 
+@dataset.command("restore")
+@as_role("admin")
+def dataset_restore(as_json: Json = False) -> None:
+    """Record the versions in the object store, and the splits that they hold, again after the warehouse was lost."""
+    from ml.datasets import restore
+
+    done = restore.restore(Settings())
+    show(done, as_json, lambda done: f"{done.versions} versions and the splits of {done.groups:,} groups are back")
+
+
 @dataset.command("verify")
 @as_role("trainer")
 def dataset_verify(version: str, as_json: Json = False) -> None:

@@ -158,6 +158,7 @@ class Resource:
     ``parse`` gives records one by one, or, where there are many of plain types, whole batches in the schema.
     ``columns``: for tables whose fields are known only when they are fetched: the schema, out of a cursor. It lies with
     the cursor in the journal, so that a replay needs no source. ``schema`` is then empty.
+    Records of a source's resources that have the same key speak of the same thing: a withdrawal takes them together.
     ``settled`` is called when a load has been committed and judged, with the cursor that it came to and whether it was
     accepted: a queue is told only then that its messages arrived. It may be called again, or not at all after a crash:
     the next fetch has to tell what its cursor says.

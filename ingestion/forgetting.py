@@ -66,8 +66,9 @@ def forget(
     """Withdraw the records with these keys, and those with these values of fields, from a source for good.
 
     With a record goes what other resources of the source say of it, what was derived from it, and all its versions.
-    ``before_rows`` is called when everything else is gone and the rows are about to be. With ``dry_run`` nothing
-    changes. Raises Problem, and has changed nothing, where a key or value is not there and never was.
+    Fetches and loads of the source that are under way are waited for, and others wait. ``before_rows`` is called when
+    everything else is gone and the rows are about to be. With ``dry_run`` nothing goes. Raises Problem, and has changed
+    nothing, where a key or value is not there and never was.
     """
     if source.after:
         raise Problem(
@@ -314,8 +315,10 @@ def _delete_rows(source: Source, found: Found, stores: Stores) -> None:
     with stores.warehouse as db, db.cursor() as sql:
         for table, keys in found.keys.items():
             if keys:
-                sql.execute(f'select count(distinct _key) from raw."{table}"')
-                if len(keys) > MUCH * warehouse.first(sql)[0]:
+                counted = "count(distinct _key), count(distinct _key) filter (where _key = any(%s))"
+                sql.execute(f'select {counted} from raw."{table}"', (keys,))
+                there, going = warehouse.first(sql)
+                if going > MUCH * there:
                     much.append(f"load.{table}")
                 sql.execute(f'delete from raw."{table}" where _key = any(%s)', (keys,))
         sql.execute("delete from ops.quarantine where landing = any(%s)", (sorted(found.addresses),))

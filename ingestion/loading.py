@@ -165,8 +165,8 @@ class Parsing:
     """Entries of a segment become checked lines; what breaks its contract goes to quarantine.
 
     ``refused`` gets the keys of those, and None for what has none. What was withdrawn is passed over, as if its place
-    were empty; ``led_to`` gets what else of the source goes with a record that a withdrawn value was found in, and
-    ``blobs`` the files of what was withdrawn.
+    were empty: ``passed`` gets its keys, ``blobs`` its files, and ``led_to`` what else of the source goes with a record
+    that a withdrawn value was found in.
     """
 
     def __init__(
@@ -179,7 +179,7 @@ class Parsing:
         withdrawn: Withdrawn = Withdrawn(),  # noqa: B008 - it is frozen
     ) -> None:
         self.counts, self.refused = Counts(), set[str | None]()
-        self.led_to, self.blobs = set[tombstones.Tombstone](), set[str]()
+        self.passed, self.blobs, self.led_to = set[str](), set[str](), set[tombstones.Tombstone]()
         self._withdrawn, self._some_withdrawn = withdrawn, bool(withdrawn)
         self._source, self._resource, self._load = source, resource, load
         self._uploads, self._writer = uploads, writer
@@ -218,6 +218,7 @@ class Parsing:
         self.position += 1
         if self._some_withdrawn and self._withdrawn.has_key(key):
             self.counts.forgotten += 1
+            self.passed.add(key)
         else:
             self._lines.append((self.position, page, key, None))
 
@@ -277,10 +278,11 @@ class Parsing:
         self.counts.forgotten += 1
         if not isinstance(record, Mapping):
             return True
+        values = {name: record.get(name) for name in self._resource.key}
+        key = rows.key_text(tuple(values.values()))
+        self.passed.add(key)
         self.blobs |= {blob_key(self._source, value) for value in record.values() if isinstance(value, Blob)}
         if self._withdrawn.by_field(record):
-            values = {name: record.get(name) for name in self._resource.key}
-            key = rows.key_text(tuple(values.values()))
             self.led_to |= tombstones.siblings(self._source, self._resource, key, values)
         return True
 
@@ -319,6 +321,7 @@ class Parsing:
         keys, has_key, by_field = kept["_key"].to_pylist(), self._withdrawn.has_key, self._withdrawn.by_field
         stay = [not (has_key(key) or by_field(record)) for key, record in zip(keys, _records(kept), strict=True)]
         self.counts.forgotten += stay.count(False)
+        self.passed |= {key for key, stays in zip(keys, stay, strict=True) if not stays}
         return kept.filter(pa.array(stay, pa.bool_()))
 
     def _flush(self) -> Iterator[Batch]:

@@ -582,8 +582,12 @@ def _holding(
             f"PostgreSQL failed while {source.name} was at work: {reason}",
             "Nothing is half done: run it again when `lyrebird status` shows it running",
         ) from error
+    except psycopg2.errors.UniqueViolation as error:  # the connection that held the lock was lost, and another came
+        raise Problem(
+            f"another process loaded {source.name} at the same time", "Nothing is doubled: run it again"
+        ) from error
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise Problem(
             f"the disk is full: {error.filename or tempfile.gettempdir()}", "Free some space and run it again"

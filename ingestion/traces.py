@@ -118,7 +118,7 @@ def _look_through(
     are read together with further pages, which their meta names.
     """
     found.pages, found.erased = [], []
-    others, beside = set[str](), list[Entry]()
+    others, beside, passed = set[str](), list[Entry](), dict[str, set[str]]()
     withdrawn = withdrawn_of(source, found.tombstones, objects)
     for entry in entries(source, objects):
         page, guard = entry.page, withdrawn[entry.resource.name]
@@ -129,12 +129,14 @@ def _look_through(
             found.tombstones |= read.led_to
             found.files |= read.blobs
             if read.counts.forgotten:
+                passed.setdefault(source.table(entry.resource), set()).update(read.passed)
                 found.pages.append(entry)
                 continue
         if page.erased is None and any(text.startswith(f"{BUCKET}/") for text in _texts(page)):
             beside.append(entry)
         else:
             others.add(page.key)
+    found.keys |= {table: sorted(keys.union(found.keys.get(table, ()))) for table, keys in passed.items()}
     return others, beside
 
 

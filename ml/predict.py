@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from psycopg2.extensions import connection
 
 from ml import registry, tasks
-from ml.datasets import freeze, withdrawal
+from ml.datasets import freeze
 from ml.datasets.freeze import Say, quiet
 from ml.datasets.read import Version
 from storage import warehouse
@@ -56,13 +56,14 @@ def predict(task: str, settings: Settings, say: Say = quiet) -> Predicted:
         return Predicted(asked.name, None, None, 0, 0)
     folder = registry.fetch(f"{asked.name}@{version}", settings)
     manifest = freeze.latest(asked, settings) or freeze.show(registry.dataset_of(folder), settings)
-    withdrawal.refuse(manifest)
     data, cache = freeze.reader(manifest, settings), Cache(settings)
     key, columns, load = FAMILIES[asked.family]
     predictor: Predictor | None = None
     new = 0
     with closing(warehouse.connect(settings)) as db:
-        for keys, rows in _rows(data, key, columns):
+        if manifest.get("withdrawn"):
+            say(f"rows of {manifest['version']} were withdrawn: nothing is predicted for it until it is frozen anew")
+        for keys, rows in [] if manifest.get("withdrawn") else _rows(data, key, columns):
             known = _known(db, asked.name, version, keys)
             missing = rows(set(keys) - known.keys()) if known.keys() < set(keys) else []
             if missing:

@@ -28,7 +28,10 @@ STORES = ("postgres", "cache", "stream", "documents", "objects")
 # finds what can be imported from the checkout, and no module of tests.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
-    ["ingestion.pipeline", "ingestion.web", "storage.gates.loads", "ingestion.sources.field_recorder", "boto3.session"]
+    [
+        *("ingestion.pipeline", "ingestion.web", "ingestion.sources.field_recorder", "storage.gates.loads"),
+        *("boto3.s3.inject", "pandas"),  # what boto3 and pyarrow import when they are first used
+    ]
 )
 
 

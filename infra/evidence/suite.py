@@ -33,6 +33,7 @@ class Test:
     outcome: str
     seconds: float
     reason: str = ""
+    facts: tuple[str, ...] = ()  # what it has recorded (pytest's record_property)
 
 
 def read(file: Path) -> tuple[str, list[Test]]:
@@ -50,6 +51,7 @@ def _test(case: ElementTree.Element) -> Test:
         OUTCOMES[told.tag] if told is not None else "passed",
         float(case.get("time", 0)),
         anonymous(reason[0])[:200] if reason else "",
+        tuple(fact.get("value", "") for fact in case.iter("property")),
     )
 
 
@@ -73,6 +75,7 @@ def page(title: str, began: str, tests: list[Test]) -> str:
         _table(("file", *head), [*counted, ("all", *_counts(tests))]),
         f"## Failed, skipped, or longer than {SLOW:.0f} seconds",
         _table(("file", "test", "outcome", "seconds", "why"), shown),
+        *(f"## {one.name}\n\n```\n{anonymous(fact)}\n```" for one in tests for fact in one.facts),
     ]
     return "\n\n".join(parts) + "\n"
 

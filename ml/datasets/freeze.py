@@ -141,6 +141,14 @@ LAYOUTS = {
 }
 
 Row = list[Any]  # in the order of the layout's columns
+GROUPS = pa.schema(
+    [
+        ("group_key", pa.string()),
+        ("split", pa.string()),
+        ("origin", pa.string()),
+        ("recorded_at", pa.timestamp("us", "UTC")),
+    ]
+)
 
 
 def quiet(_text: str) -> None:
@@ -183,6 +191,7 @@ def freeze(what: Task | str, settings: Settings, where: str = "", say: Say = qui
                     shards.add(row)
                     if content.rows % 500 == 0:
                         say(f"freezing {name}: {content.rows:,} of {rows:,} rows")
+            groups = _groups(db, layout, mart, condition, Path(folder))
         manifest = {
             "version": content.id,
             "name": name,
@@ -192,6 +201,7 @@ def freeze(what: Task | str, settings: Settings, where: str = "", say: Say = qui
             "schema": layout.described,
             **facts,
             "shards": shards.written,
+            "groups": groups,
             "code": code(),
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
@@ -418,6 +428,20 @@ def _facts(db: connection, layout: Layout, mart: str, condition: str) -> dict[st
     }
 
 
+def _groups(db: connection, layout: Layout, mart: str, condition: str, folder: Path) -> dict[str, Any]:
+    """Write down which split was recorded for the leakage groups of the rows: the record outlives the warehouse."""
+    with db.cursor() as sql:
+        sql.execute(
+            "select group_key, split, origin, recorded_at from ml.split_group where domain = %s and group_key in "
+            f"(select group_key from marts.{mart} where {condition or 'true'}\n) order by group_key",
+            (layout.domain,),
+        )
+        rows = sql.fetchall()
+    path = folder / "groups.parquet"
+    pq.write_table(pa.Table.from_pylist([dict(zip(GROUPS.names, row, strict=True)) for row in rows], GROUPS), path)
+    return {"file": path.name, "rows": len(rows), "bytes": path.stat().st_size, "sha256": _sha256(path)}
+
+
 def _stream(db: connection, layout: Layout, mart: str, condition: str) -> Iterator[Row]:
     """The rows in the order of their keys, through a cursor on the server."""
     columns = ", ".join("clip_object" if name == "pcm" else name for name in layout.columns)
@@ -530,10 +554,13 @@ class _Shards:
 
 
 def _shard(split: str, path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     rows = pq.read_metadata(path).num_rows
-    return {"file": path.name, "split": split, "rows": rows, "bytes": path.stat().st_size, "sha256": sha256}
+    return {"file": path.name, "split": split, "rows": rows, "bytes": path.stat().st_size, "sha256": _sha256(path)}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_back(shards: Sequence[Path], layout: Layout) -> Iterator[Row]:
@@ -568,10 +595,8 @@ def _keep(settings: Settings, objects: Objects, folder: Path, manifest: dict[str
             manifest = {name: value for name, value in manifest.items() if name not in ("uri", "withdrawn")}
         if not whole:
             say(f"writing {len(manifest['shards'])} shards of {manifest['name']} {version}")
-            for shard in manifest["shards"]:
-                objects.put(
-                    BUCKET, f"{prefix}/{shard['file']}", folder / shard["file"], "application/vnd.apache.parquet"
-                )
+            for file in _files(manifest):
+                objects.put(BUCKET, f"{prefix}/{file['file']}", folder / file["file"], "application/vnd.apache.parquet")
         if not whole or renamed:
             body = json.dumps(manifest, ensure_ascii=False, indent=1).encode()
             objects.put(BUCKET, f"{prefix}/manifest.json", body, "application/json")
@@ -592,15 +617,20 @@ def _damaged(objects: Objects, manifest: dict[str, Any]) -> list[str]:
     """Names of the files of a version that are not there, or not what the manifest says."""
     prefix = manifest["uri"].removeprefix(f"s3://{BUCKET}/")
     found = []
-    for shard in manifest["shards"]:
-        key, digest = f"{prefix}/{shard['file']}", hashlib.sha256()
+    for file in _files(manifest):
+        key, digest = f"{prefix}/{file['file']}", hashlib.sha256()
         if objects.exists(BUCKET, key):
             with closing(objects.open(BUCKET, key)) as body:
                 while block := body.read(1 << 20):
                     digest.update(block)
-        if digest.hexdigest() != shard["sha256"]:
-            found.append(shard["file"])
+        if digest.hexdigest() != file["sha256"]:
+            found.append(file["file"])
     return found if objects.exists(BUCKET, f"{prefix}/manifest.json") else [*found, "manifest.json"]
+
+
+def _files(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """The Parquet files of a version, each with its SHA-256."""
+    return [*manifest["shards"], *([manifest["groups"]] if "groups" in manifest else [])]
 
 
 def _record(db: connection, manifest: dict[str, Any], uri: str) -> None:

@@ -171,7 +171,7 @@ def _unpacked(data: bytes, name: str) -> bytes:
                 raise ScoreError(name, "the archive holds no score")
             return _member(archive, inside[path], name)
     except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError) as error:
-        raise ScoreError(name, f"no intact archive: {error}") from error
+        raise ScoreError(name, f"no intact archive: {error!s:.200}") from error
 
 
 def _member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) -> bytes:

@@ -155,9 +155,11 @@ def small_disk(size: int) -> Iterator[None]:
     done(libc.mount(b"none", b"/", None, private, None))
     with tempfile.TemporaryDirectory() as folder:
         done(libc.mount(b"tmpfs", folder.encode(), b"tmpfs", 0, f"size={size}".encode()))
-        with mock.patch.object(tempfile, "tempdir", folder):
-            yield
-        done(libc.umount2(folder.encode(), 2))  # MNT_DETACH
+        try:
+            with mock.patch.object(tempfile, "tempdir", folder):
+                yield
+        finally:
+            done(libc.umount2(folder.encode(), 2))  # MNT_DETACH
 
 
 @dataclass(frozen=True)
@@ -206,7 +208,9 @@ def _load(name: str, generation: int, settings: Settings, talk: Connection, trou
 def start(name: str, generation: int, settings: Settings, **trouble: Any) -> tuple[BaseProcess, Connection]:
     """A loader in a process of its own, which has begun; and the line to it. ``trouble``: see Trouble."""
     ours, theirs = PROCESSES.Pipe()
-    process = PROCESSES.Process(target=_load, args=(name, generation, settings, theirs, Trouble(**trouble)))
+    process = PROCESSES.Process(
+        target=_load, args=(name, generation, settings, theirs, Trouble(**trouble)), daemon=True
+    )
     process.start()
     theirs.close()
     assert ours.recv() == "began"
@@ -312,7 +316,9 @@ def tables(name: str, settings: Settings) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {}
     with closing(warehouse.connect(settings)) as db, db, db.cursor() as sql:
         for table, query in queries.items():
-            sql.execute(query)
+            sql.execute("select to_regclass(%s)", (f"raw.{name}_{table}",))
+            there = table not in ("rows", "papers") or sql.fetchone() != (None,)
+            sql.execute(query if there else "select where false")
             found[table] = sql.fetchall()
     documents = Documents(settings).database[f"{name}_papers"].find({})
     found["documents"] = [

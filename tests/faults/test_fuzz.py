@@ -32,6 +32,14 @@ def test_no_input_breaks_a_reader() -> None:
         assert tally.taken >= 5, kind  # inputs that are refused at the first byte would try nothing
 
 
+FOUND = {"score": 1_000_900}  # what long runs found, beside what has a test of its own
+
+
+@pytest.mark.parametrize("kind", FOUND)
+def test_what_was_found_once_is_mended(kind: str) -> None:
+    assert fuzz.run([kind], FOUND[kind], inputs=1)[kind].findings == []
+
+
 def test_the_same_number_is_the_same_input() -> None:
     for kind in fuzz.KINDS:
         assert fuzz.made(kind, 7) == fuzz.made(kind, 7)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import time
@@ -70,7 +71,7 @@ def test_killed_at_a_stage_and_run_again(
 def test_killed_at_random_with_the_source_at_work_in_between(
     stack: Stack, settings: Settings, calm: tuple[State, State, float], seed: int
 ) -> None:
-    dice = random.Random(seed)
+    dice = random.Random(f"{os.environ.get('LYREBIRD_SEED')} {seed}")
     refill(stack, settings)
     for _ in range(2):
         assert world.killed(settings, after_s=dice.uniform(0.1, 1.1) * calm[2]) in (0, -signal.SIGKILL)

@@ -26,7 +26,7 @@ from storage.settings import Settings
 # How often a loader is killed at each boundary, more often where its transaction is open; and at random points.
 AT = {stage: 7 if stage in world.OPEN else 3 for stage in world.STAGES}
 ANYWHERE = "anywhere"
-AT_RANDOM = 14
+AT_RANDOM = 7
 PER_GENERATION = 6  # kills of one source before it is let finish
 Tables = dict[str, list[Any]]
 
@@ -75,7 +75,7 @@ def killed(
                 break
     except (EOFError, ConnectionResetError):
         loader.join()
-        assert loader.exitcode == 0, (name, last)
+        assert loader.exitcode == 0, f"{name}: {last}"
         return None
     if at == ANYWHERE:
         time.sleep(dice.uniform(0, 0.03))
@@ -108,7 +108,7 @@ def survive(
                 else:
                     kills.append((at, *found))
             code, words = world.run(name, generation, settings, bug=bug)
-            assert code == 0, (name, words[-1:])
+            assert code == 0, f"{name}: {words[-1:]}"
         same(name, settings, calm)
         if not waiting:
             break

@@ -442,6 +442,7 @@ def test_a_server_that_goes_away_keeps_what_had_come(stack: Stack, tmp_path: Pat
 # --- to the marts
 
 
+@pytest.mark.long  # that pairs and pieces reach the marts, on their terms, is seen in test_lineage_sources too
 def test_pairs_and_pieces_reach_the_training_marts(
     stack: Stack,
     exports: tatoeba_double.Tatoeba,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
+from threading import Event
 from typing import TYPE_CHECKING, Any, Literal
 
 import frozen_world
@@ -197,6 +201,35 @@ def test_a_source_that_offers_it_again_finds_it_refused(stack: Stack, kind: Kind
     assert whole(stack, upstream) == stays
 
 
+def test_a_page_that_is_read_together_with_an_erased_one_keeps_its_records(stack: Stack) -> None:
+    upstream = Upstream("together", "rows")
+    [things] = upstream.source.resources
+    body = json.dumps([record("mine", "me"), record("a")]).encode()
+    address = f"landing/together/things/{hashlib.sha256(body).hexdigest()[:2]}/{hashlib.sha256(body).hexdigest()}"
+
+    def fetch_links(context: Context) -> Iterator[Page | Gone]:
+        if not context.cursor:
+            yield Page("links", b'["a", "mine"]', {"done": True}, meta={"things": address})
+
+    def parse_links(page: Landed) -> Iterator[dict[str, Any] | Bad]:
+        known = {one["id"] for one in json.loads(page.objects.get(*page.meta["things"].split("/", 1)))}
+        for name in json.loads(page.read()):
+            yield {"link": f"to {name}", "known": name in known, "id": name}
+
+    schema = pa.schema([("link", pa.string()), ("known", pa.bool_()), ("id", pa.string())])
+    links = replace(things, name="links", schema=schema, key=("link",), fetch=fetch_links, parse=parse_links)
+    source = replace(upstream.source, resources=(things, links))
+    upstream.pages = [json.loads(body)]
+    cycle(stack, source)
+    found = forget(stack, source, "mine")  # the link to it names it in a field that is its key elsewhere
+    assert found["records"] == {"together_things": ["mine"], "together_links": ["to mine"]}
+    assert not Objects(stack.settings("admin")).exists(*address.split("/", 1))
+    for _ in range(2):
+        assert rows(stack, "select link, known, _position from raw.together_links") == [("to a", True, 1)]
+        assert written(stack, "together", "mine") == []
+        pipeline.replay(source, stack.settings("loader"), **QUIET)
+
+
 def test_what_is_not_there_is_one_sentence_and_changes_nothing(stack: Stack) -> None:
     upstream = filled(stack, "nobody", "rows")
     listed = list(Objects(stack.settings("admin")).list("landing", "nobody/"))
@@ -215,6 +248,31 @@ def test_what_is_not_there_is_one_sentence_and_changes_nothing(stack: Stack) -> 
     assert list(Objects(stack.settings("admin")).list("landing", "nobody/")) == listed
     forget(stack, upstream.source, "odd")  # it was never more than a bad record
     assert rows(stack, "select count(*) from ops.quarantine where source = 'nobody'") == [(0,)]
+
+
+def test_a_withdrawal_waits_for_a_fetch_and_takes_what_it_has_landed(stack: Stack) -> None:
+    upstream = filled(stack, "at_work", "rows")
+    landed, go_on = Event(), Event()
+
+    def slow(context: Context) -> Iterator[Page | Gone]:
+        yield from upstream.fetch(context)
+        landed.set()
+        go_on.wait(60)
+
+    upstream.pages.append([record("mine", "me", value=7.0), record("z")])
+    [things] = upstream.source.resources
+    at_work = replace(upstream.source, resources=(replace(things, fetch=slow),))
+    with ThreadPoolExecutor(2) as both:
+        fetching = both.submit(cycle, stack, at_work)
+        assert landed.wait(60)
+        withdrawing = both.submit(forget, stack, upstream.source, "mine")
+        time.sleep(1.5)
+        assert not withdrawing.done()
+        go_on.set()
+        assert fetching.result(60)[3]["forgotten"] == 0
+        assert withdrawing.result(60)["pages"] == 3
+    assert written(stack, "at_work", '"mine"') == []
+    assert rows(stack, "select _key from raw.at_work_things where _key in ('mine', 'z')") == [("z",)]
 
 
 def test_a_key_of_several_tables_of_a_database_asks_which(stack: Stack) -> None:

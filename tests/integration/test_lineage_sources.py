@@ -114,6 +114,27 @@ def examples(stack: Stack, source: str) -> list[str]:
         return [key for (key,) in sql.fetchall()]
 
 
+def test_what_readers_see_of_each_source_keeps_its_terms_and_splits(published: Stack) -> None:
+    found: dict[str, set[tuple[Any, ...]]] = defaultdict(set)
+    with closing(warehouse.connect(published.settings("analyst"))) as db, db, db.cursor() as sql:
+        for mart, columns in {
+            "mart_translation_training_pairs": "corpus, split_origin, licence",
+            "mart_music_training_pieces": "source, split_origin, licence",
+            "mart_birds_training_clips": "source, split_origin, label_set",
+        }.items():
+            sql.execute(f"select distinct {columns} from marts.{mart} where split is not null")
+            for source, *rest in sql.fetchall():
+                found[source].add(tuple(rest))
+    assert found.pop("mutopia") <= {("assigned", one) for one in ("public-domain", "CC-BY", "CC-BY-SA", "CC0")}
+    assert found == {
+        "tatoeba": {("assigned", "CC-BY"), ("assigned", "CC0")},
+        "manythings": {("assigned", "CC-BY")},
+        "maestro": {("published", "CC-BY-NC-SA")},
+        "midi_archive": {("assigned", "CC0")},
+        "xeno_canto": {("assigned", "xeno_canto")},
+    }
+
+
 def trace(stack: Stack, source: str, place: int = 0) -> dict[str, Any]:
     return lineage.example(SOURCES[source][0], examples(stack, source)[place], stack.settings("admin"))
 
