@@ -432,9 +432,8 @@ def _groups(db: connection, layout: Layout, mart: str, condition: str, folder: P
     """Write down which split was recorded for the leakage groups of the rows: the record outlives the warehouse."""
     with db.cursor() as sql:
         sql.execute(
-            "select group_key, split, origin, recorded_at from ml.split_group where domain = %s and group_key in "
-            f"(select group_key from marts.{mart} where {condition or 'true'}\n) order by group_key",
-            (layout.domain,),
+            f"select group_key, split, origin, recorded_at from ml.split_group where domain = '{layout.domain}' "
+            f"and group_key in (select group_key from marts.{mart} where {condition or 'true'}\n) order by group_key"
         )
         rows = sql.fetchall()
     path = folder / "groups.parquet"

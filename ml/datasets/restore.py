@@ -2,7 +2,7 @@
 
 A version keeps its manifest, and which split was recorded for each leakage group of its rows. So what models were
 trained on is known again, and no group that a model has learnt from comes into another split. Groups of no version get
-their split from the next transform, as they did before.
+their split from the next transform, as they did before; so do those of a version of which rows were withdrawn.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from psycopg2.extras import execute_values
 
 from ml.datasets.freeze import BUCKET, LAYOUTS
+from ml.datasets.withdrawal import MARKS
 from storage import warehouse
 from storage.objects import Objects
 from storage.settings import Settings
@@ -50,6 +51,10 @@ def restore(settings: Settings) -> Restored:
                 ),
             )
             done.versions += sql.rowcount
+            if objects.exists(BUCKET, f"{prefix}/{MARKS}"):
+                marks = objects.get(BUCKET, f"{prefix}/{MARKS}").decode()
+                sql.execute("update ml.dataset set withdrawn = %s where version = %s", (marks, manifest["version"]))
+                continue  # its groups may be named for who was withdrawn
             if "groups" not in manifest:
                 continue
             groups = pq.read_table(io.BytesIO(objects.get(BUCKET, f"{prefix}/{manifest['groups']['file']}")))

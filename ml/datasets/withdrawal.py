@@ -21,8 +21,10 @@ from ml.tasks import MARTS
 from storage import warehouse
 from storage.cache import Cache
 from storage.errors import Problem
+from storage.objects import Objects
 from storage.settings import Settings
 
+MARKS = "withdrawn.json"
 Keys = Mapping[str, Sequence[str]]  # raw table -> keys of its rows that go
 
 
@@ -70,9 +72,13 @@ def mark(withdrawal: str, source: str, keys: Keys, settings: Settings) -> Affect
         for one in found.versions:
             entry = {withdrawal: {"at": datetime.now(UTC).isoformat(timespec="seconds"), "rows": one["rows"]}}
             sql.execute(
-                "update ml.dataset set withdrawn = %s || coalesce(withdrawn, '{}') where version = %s",
+                "update ml.dataset set withdrawn = %s || coalesce(withdrawn, '{}') where version = %s "
+                "returning withdrawn, uri",
                 (json.dumps(entry), one["version"]),
             )
+            marks, uri = warehouse.first(sql)
+            key = f"{uri.removeprefix(f's3://{freeze.BUCKET}/')}/{MARKS}"  # beside the version, for restore
+            Objects(settings).put(freeze.BUCKET, key, json.dumps(marks).encode(), "application/json")
         for mart, wanted in mart_keys(db, source, keys).items():
             sql.execute(
                 "delete from ml.prediction as p using ml.dataset as d where d.version = p.dataset_version "

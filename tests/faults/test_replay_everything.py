@@ -35,8 +35,8 @@ FILES = 12
 QUIET: dict[str, Any] = {"say": lambda text: None}
 # What holds no moment at which something happened to run, and nothing but what sources gave and people were told.
 OPS = {
-    "load": "source, load, resource, lane, slice, state, pages, rows, versions, quarantined, bytes, fetched_at, reason, "
-    "run_id, cursor",
+    "load": "source, load, resource, lane, slice, state, pages, rows, versions, quarantined, bytes, fetched_at, "
+    "reason, run_id, cursor",
     "landing": "*",
     "cursor": "source, resource, lane, cursor, load",
     "quarantine": "source, resource, load, position, payload, reason, landing",

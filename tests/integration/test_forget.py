@@ -17,7 +17,7 @@ import pytest
 from infra import sentences, training, transforming, withdrawing
 from ingestion import catalogue, pipeline
 from ingestion.sources import aviary, aviary_synth
-from ml.datasets import freeze
+from ml.datasets import freeze, restore
 from storage import roles, warehouse
 from storage.cache import Cache
 from storage.documents import Documents
@@ -179,6 +179,16 @@ def check_versions(stack: Stack, old: str, clips: set[str]) -> None:
     assert "withdrawn" not in freeze.show(TASK, settings)
     keys = set(freeze.reader(freeze.show(TASK, settings), settings).column("clip_id"))
     assert keys == set(freeze.reader(freeze.show(old, settings), settings).column("clip_id")) - clips
+
+    # the marks outlive the warehouse, and the split of who was withdrawn does not come back with the other groups
+    splits = "select group_key, split from ml.split_group order by 1"
+    groups = select(stack, splits)
+    with closing(warehouse.connect(stack.settings("admin"))) as db, db, db.cursor() as sql:
+        sql.execute("update ml.dataset set withdrawn = null; delete from ml.split_group")
+    restore.restore(stack.settings("admin"))
+    assert freeze.show(old, settings)["withdrawn"].popitem()[1]["rows"] == len(clips)
+    assert "withdrawn" not in freeze.show(new.version, settings)
+    assert select(stack, splits) == groups
 
 
 def test_a_recordist_is_withdrawn_from_everywhere_and_stays_away(chain: Stack) -> None:

@@ -12,7 +12,8 @@ from storage.settings import checkout
 XML = """<?xml version="1.0" encoding="utf-8"?>
 <testsuites name="pytest tests"><testsuite name="pytest" errors="1" failures="1" skipped="1" tests="6"
  time="99.0" timestamp="2026-11-24T01:02:03.456789+00:00" hostname="secret-host">
-<testcase classname="tests.unit.test_a" name="test_quick" time="0.25" />
+<testcase classname="tests.unit.test_a" name="test_quick" time="0.25"><properties>
+<property name="kills" value="3 of 4&#10;1 open" /></properties></testcase>
 <testcase classname="tests.unit.test_a" name="test_slow[a|b]" time="12.5" />
 <testcase classname="tests.unit.test_a" name="test_left_out" time="0.0"><skipped type="pytest.skip"
  message="the data is not at {folder}/data">long
@@ -48,5 +49,6 @@ def test_a_run_becomes_a_page(run: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         "| tests/unit/test_a.py | test_left_out | skipped | 0.0 | the data is not at ./data |",
         r"| tests/unit/test_a.py | test_slow[a\|b] | passed | 12.5 |  |",
     ]
+    assert text.endswith("## test_quick\n\n```\n3 of 4\n1 open\n```\n")
     assert "secret-host" not in text
     assert str(checkout()) not in text
