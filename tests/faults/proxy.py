@@ -36,23 +36,26 @@ class Proxy:
         self._listener.close()
 
     def _accept(self) -> None:
-        with suppress(OSError):  # closed
-            while True:
+        while True:
+            try:
                 client, _ = self._listener.accept()
-                with self._lock:
-                    left = [self.budgets.pop(0) if self.budgets else 1 << 60]
-                try:
-                    server = socket.create_connection(self._server)
-                except OSError:
-                    client.close()
-                    continue
-                for one, other in ((client, server), (server, client)):
-                    one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                    threading.Thread(target=self._pass_on, args=(one, other, left), daemon=True).start()
+            except OSError:  # closed
+                return
+            with self._lock:
+                left = [self.budgets.pop(0) if self.budgets else 1 << 60]
+            try:
+                server = socket.create_connection(self._server)
+                for end in (client, server):
+                    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            except OSError:  # one of them has gone already
+                client.close()
+                continue
+            for one, other in ((client, server), (server, client)):
+                threading.Thread(target=self._pass_on, args=(one, other, left), daemon=True).start()
 
     def _pass_on(self, one: socket.socket, other: socket.socket, left: list[int]) -> None:
         """Everything from one to the other, to the end; ``left`` belongs to both directions."""
-        with suppress(OSError):
+        try:
             while piece := one.recv(1 << 16):
                 if self.delay_s:
                     time.sleep(self.delay_s)
@@ -64,10 +67,11 @@ class Proxy:
                         self.cut += 1
                 other.sendall(piece[: max(may, 0)])
                 if may < len(piece):
-                    for end in (one, other):
-                        end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-                        with suppress(OSError):
-                            end.shutdown(socket.SHUT_RDWR)  # wakes the other direction
-                        end.close()
-                    return
+                    raise ConnectionResetError
             other.shutdown(socket.SHUT_WR)
+        except OSError:  # cut by us, or ended by one of them: the other one must hear of it
+            for end in (one, other):
+                with suppress(OSError):
+                    end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+                    end.shutdown(socket.SHUT_RDWR)  # wakes the other direction
+                end.close()

@@ -129,7 +129,7 @@ def test_a_load_of_nothing_but_rubbish_is_rejected_in_one_sentence(stack: Stack,
     code, out, _ = lyrebird("ingest", "piano_roll_files", "--json")
     assert code == 0
     assert counts(out)["pieces"] | {"bytes": 0} == {
-        "resource": "pieces", "pages": 1, "rows": 0, "versions": 0, "quarantined": 1, "bytes": 0
+        "resource": "pieces", "pages": 1, "rows": 0, "versions": 0, "quarantined": 1, "bytes": 0, "forgotten": 0
     }  # fmt: skip
     said = refused("audit", "piano_roll_files", "--json")
     assert "load 1 of piano_roll_files was rejected: 1 of 1 records are in quarantine" in said
