@@ -220,7 +220,7 @@ class Web:
         """A request and what it redirects to: the answer, its status looked at, its body not yet read."""
         home_page = urljoin(url, "/")
         for _ in range(REDIRECTS + 1):
-            self._wait_for_turn(wire.host(url))
+            self.wait_for_turn(wire.host(url))
             headers = dict(own or {} if urljoin(url, "/") == home_page else {}) | dict(wanted)
             response = self.session.request(
                 method, url, params=params, headers=headers, stream=True, timeout=(CONNECT_S, self._patience)
@@ -233,7 +233,7 @@ class Web:
         status = response.status_code
         if status in BUSY:
             response.close()
-            raise _Busy(f"answered {status}", _retry_after(response))
+            raise _Busy(f"answered {status}", retry_after(response.headers))
         if status == HTTPStatus.NOT_MODIFIED and status in _expected(wanted):
             response.raw.read1(1)  # nothing; the connection is free for the next request
         elif status not in _expected(wanted):
@@ -277,19 +277,13 @@ class Web:
             raise Problem(f"cannot read {wire.shown(url)}: {wire.reason(error)}", wire.ADVICE) from None
         return found
 
-    def _wait_for_turn(self, host: str) -> None:
+    def wait_for_turn(self, host: str) -> None:
         """Wait until the host's rate allows one more request, of all workers together."""
-        limiters = iter(self._limiters)
-        limiter = next(limiters, None)
-        while limiter is not None and self._rate is not None:
-            try:
-                if limiter.hit(self._rate, "web", host):
-                    return
-                until = limiter.get_window_stats(self._rate, "web", host).reset_time
-            except redis.RedisError:  # the cache is away: the rate of this process alone
-                limiter = next(limiters)
-                continue
-            self._sleep(min(max(until - time.time(), 0.02), 60))
+        for limiter in self._limiters:  # that of all, and then our own, which counts on when the cache is away
+            with suppress(redis.RedisError):
+                while self._rate is not None and not limiter.hit(self._rate, "web", host):
+                    until = limiter.get_window_stats(self._rate, "web", host).reset_time
+                    self._sleep(min(max(until - time.time(), 0.02), 60))
 
     def _breaker(self, host: str) -> pybreaker.CircuitBreaker:
         """The host's circuit breaker, one for all workers."""
@@ -466,9 +460,9 @@ def _conditions(mark: str) -> dict[str, str]:
     return {"If-None-Match" if mark.startswith(('"', "W/")) else "If-Modified-Since": mark}
 
 
-def _retry_after(response: requests.Response) -> float | None:
+def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds that the server asks to wait, as a number or a date."""
-    text = response.headers.get("Retry-After", "").strip()
+    text = headers.get("Retry-After", "").strip()
     if re.fullmatch(r"[0-9]{1,9}", text):
         return float(text)
     try:

@@ -34,7 +34,7 @@ from ingestion import wire
 from ingestion.journal import BUCKET
 from ingestion.scrapers.frontier import Frontier, Visit, Wanted
 from ingestion.scrapers.manners import Resolver, Robots, Turnstile, Wire
-from ingestion.web import BUSY, FAILURES, LONGEST_WAIT_S, TRIES, _retry_after
+from ingestion.web import BUSY, FAILURES, LONGEST_WAIT_S, TRIES, retry_after
 from storage.errors import Problem
 from storage.objects import Objects
 
@@ -248,7 +248,9 @@ class Landing:
         if "landed" in response.flags:
             return response
         if response.status in BUSY:
-            return self._later(request, f"answered {response.status}", _retry_after(_Told(response)) or 0.0)  # type: ignore[arg-type]
+            told = response.headers.to_unicode_dict()
+            seconds = retry_after({str(name): text for name, text in told.items()}) or 0.0
+            return self._later(request, f"answered {response.status}", seconds)
         if "row" not in request.meta:  # robots.txt
             return response
         if response.status != 200:
@@ -292,14 +294,6 @@ def _refused(url: str) -> str:
     address = Resolver.refused.get((parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)))
     advice = f"if that is meant, name {wire.host(url)} in the option allowed_hosts"
     return f"leads to a private address, {address}: {advice}" if address else ""
-
-
-class _Told:
-    """Headers of a response as text, whatever library it came from."""
-
-    def __init__(self, response: Response) -> None:
-        text = (response.headers.get("Retry-After") or b"").decode("latin-1")
-        self.headers = {"Retry-After": text} if text else {}
 
 
 class Following:

@@ -50,7 +50,7 @@ class Turnstile(Web):
 
     def turn(self, host: str) -> None:
         """Wait until one more request may be sent."""
-        self._wait_for_turn(host)
+        self.wait_for_turn(host)
 
 
 class Wire(HTTP11DownloadHandler):
