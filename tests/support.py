@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
+from infra.embedded import probes
 from infra.embedded import stack as embedded
-from infra.embedded.home import random_free
+from infra.embedded.home import Home, random_free
 from storage import warehouse
 from storage.documents import Documents
 from storage.objects import Objects
@@ -116,3 +118,19 @@ def until(true: Callable[[], Any], seconds: float = 420) -> Any:
             return found
         time.sleep(2)
     raise AssertionError("it did not happen in time")
+
+
+@contextmanager
+def another_database(stack: Stack, name: str, password: str) -> Iterator[sa.URL]:
+    """A database of somebody else on the stack's server, with its owner of the same name; the address to it."""
+    home = Home.at(stack.home)
+    with closing(probes.connect_postgres(home.ports(), home.passwords())) as db:
+        db.autocommit = True
+        with db.cursor() as sql:
+            sql.execute(f"drop database if exists {name} with (force)")
+            sql.execute(f"drop role if exists {name}")
+            sql.execute(f"create role {name} login password %s", (password,))
+            sql.execute(f"create database {name} owner {name}")
+            yield sa.URL.create("postgresql+psycopg2", name, password, "127.0.0.1", home.ports()["postgres"], name)
+            sql.execute(f"drop database {name} with (force)")
+            sql.execute(f"drop role {name}")

@@ -13,25 +13,12 @@ import loading_world as world
 import pytest
 from proxy import Proxy
 from pydantic import SecretStr
-from support import Stack
 
 from storage import warehouse
 from storage.settings import Settings
 
 SERVERS = ("postgres", "documents", "objects")
 RUNS = 30
-
-
-@pytest.fixture(scope="module")
-def settings(stack: Stack) -> Settings:
-    return stack.settings("loader")
-
-
-@pytest.fixture(scope="module")
-def calm(settings: Settings) -> dict[str, list[Any]]:
-    for generation in (1, 2):
-        world.load("calm", generation, settings)
-    return world.tables("calm", settings)
 
 
 def same(name: str, settings: Settings, calm: dict[str, list[Any]]) -> None:

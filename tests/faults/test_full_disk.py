@@ -6,23 +6,10 @@ from typing import Any
 
 import loading_world as world
 import pytest
-from support import Stack
 
 from storage.settings import Settings
 
 PAGE = 4096  # bytes: no disk has less
-
-
-@pytest.fixture(scope="module")
-def settings(stack: Stack) -> Settings:
-    return stack.settings("loader")
-
-
-@pytest.fixture(scope="module")
-def calm(settings: Settings) -> dict[str, list[Any]]:
-    for generation in (1, 2):
-        world.load("calm", generation, settings)
-    return world.tables("calm", settings)
 
 
 @pytest.mark.parametrize("limit", ["disk", "file"])

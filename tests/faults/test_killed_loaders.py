@@ -31,19 +31,6 @@ PER_GENERATION = 6  # kills of one source before it is let finish
 Tables = dict[str, list[Any]]
 
 
-@pytest.fixture(scope="module")
-def settings(stack: Stack) -> Settings:
-    return stack.settings("loader")
-
-
-@pytest.fixture(scope="module")
-def calm(settings: Settings) -> Tables:
-    """Two generations, loaded with nothing in the way."""
-    for generation in (1, 2):
-        world.load("calm", generation, settings)
-    return world.tables("calm", settings)
-
-
 def seed() -> int:
     """LYREBIRD_SEED, or a number that changes with the commit."""
     command = ["git", "rev-parse", "--short=7", "HEAD"]

@@ -17,11 +17,6 @@ from storage.settings import Settings
 
 
 @pytest.fixture(scope="module")
-def settings(stack: Stack) -> Settings:
-    return stack.settings("loader")
-
-
-@pytest.fixture(scope="module")
 def upstream() -> Iterator[str]:
     """The address of a server that has the pages."""
     with serve() as running:

@@ -20,11 +20,9 @@ import sqlalchemy as sa
 import tomli_w
 from hypothesis import HealthCheck, Phase, example, given, seed, settings
 from hypothesis import strategies as st
-from support import Stack
+from support import Stack, another_database
 from upstreams.changing_table import ALTER, DELETE, LAG, WAIT, WRITE, There
 
-from infra.embedded import probes
-from infra.embedded.home import Home
 from ingestion import pipeline
 from ingestion.contract import Source
 from ingestion.sources import sql_reader, sql_table
@@ -181,19 +179,8 @@ STEP = st.one_of(
 
 @pytest.fixture(scope="module")
 def other_postgres(stack: Stack) -> Iterator[sa.Engine]:
-    home = Home.at(stack.home)
-    with closing(probes.connect_postgres(home.ports(), home.passwords())) as db:
-        db.autocommit = True
-        with db.cursor() as sql:
-            sql.execute("drop database if exists transactions with (force)")
-            sql.execute("drop role if exists transactions")
-            sql.execute("create role transactions login password 'p'")
-            sql.execute("create database transactions owner transactions")
-            port = home.ports()["postgres"]
-            url = sa.URL.create("postgresql+psycopg2", "transactions", "p", "127.0.0.1", port, "transactions")
-            yield sa.create_engine(url, poolclass=sa.NullPool)
-            sql.execute("drop database transactions with (force)")
-            sql.execute("drop role transactions")
+    with another_database(stack, "transactions", "p") as url:
+        yield sa.create_engine(url, poolclass=sa.NullPool)
 
 
 @seed(2)

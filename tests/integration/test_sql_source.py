@@ -21,10 +21,8 @@ from unittest import mock
 import pytest
 import sqlalchemy as sa
 import tomli_w
-from support import Stack
+from support import Stack, another_database
 
-from infra.embedded import probes
-from infra.embedded.home import Home
 from ingestion import catalogue, journal, pipeline
 from ingestion.sources import sql_reader
 from storage import warehouse
@@ -136,19 +134,8 @@ def query(stack: Stack, statement: str) -> list[tuple[Any, ...]]:
 
 @pytest.fixture(scope="module")
 def other_postgres(stack: Stack) -> Iterator[sa.URL]:
-    home = Home.at(stack.home)
-    with closing(probes.connect_postgres(home.ports(), home.passwords())) as db:
-        db.autocommit = True
-        with db.cursor() as sql:
-            sql.execute("drop database if exists upstream with (force)")
-            sql.execute("drop role if exists upstream")
-            sql.execute("create role upstream login password %s", (PASSWORD,))
-            sql.execute("create database upstream owner upstream")
-            yield sa.URL.create(
-                "postgresql+psycopg2", "upstream", PASSWORD, "127.0.0.1", home.ports()["postgres"], "upstream"
-            )
-            sql.execute("drop database upstream with (force)")
-            sql.execute("drop role upstream")
+    with another_database(stack, "upstream", PASSWORD) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
