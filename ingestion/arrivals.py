@@ -49,8 +49,9 @@ class Arrivals(BaseEventTrigger):
                         waiting, seconds = await self._look(server)
                         if waiting is not None:
                             yield TriggerEvent(waiting)  # type: ignore[no-untyped-call]
-                            rest = min(2 * rest, LONGEST_REST_S) if waiting["oldest_ms"] == told else REST_S
-                            told = waiting["oldest_ms"]
+                            untouched = (waiting["after"], waiting["left"]) == told
+                            rest = min(2 * rest, LONGEST_REST_S) if untouched else REST_S
+                            told = waiting["after"], waiting["left"]
                             await asyncio.sleep(rest)
                         elif seconds is not None:
                             await asyncio.sleep(seconds)
@@ -60,11 +61,12 @@ class Arrivals(BaseEventTrigger):
                 self.log.warning("the stream server cannot be watched: %s", error)
                 await asyncio.sleep(REST_S)
 
-    async def _look(self, server: Any) -> tuple[dict[str, int | None] | None, float | None]:
+    async def _look(self, server: Any) -> tuple[dict[str, Any] | None, float | None]:
         """What waits, if it is enough; otherwise how long to wait for more, None when nothing waits at all."""
-        undelivered, oldest_ms, left = 0, None, 0
+        undelivered, oldest_ms, left, after = 0, None, 0, {}
         for stream in self.streams:
             group = await self._group(server, stream)
+            after[stream] = group["last"]
             first = await server.xrange(stream, f"({group['last']}", "+", count=1)
             if first:
                 came_ms = int(first[0][0].split(b"-")[0])
@@ -76,7 +78,7 @@ class Arrivals(BaseEventTrigger):
             left += await self._left(server, stream) if group["there"] else 0
         waited = 0.0 if oldest_ms is None else time.time() - oldest_ms / 1000
         if undelivered >= self.size or (oldest_ms is not None and waited >= self.age) or left:
-            return {"undelivered": undelivered, "left": left, "oldest_ms": oldest_ms}, None
+            return {"undelivered": undelivered, "left": left, "oldest_ms": oldest_ms, "after": after}, None
         return None, None if oldest_ms is None else max(1.0, min(SOON_S, self.age - waited))
 
     async def _group(self, server: Any, stream: str) -> dict[str, Any]:
