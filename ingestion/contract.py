@@ -93,6 +93,24 @@ class Landed:
     erased: str | None = None  # address of the page that a withdrawal took records out of; `key` is what remains
     kept: Mapping[str, Path] = field(default_factory=dict, repr=False)  # address -> copy that is still at hand
 
+    @classmethod
+    def of(cls, objects: Objects, position: int, entry: Mapping[str, Any], kept: Mapping[str, Path]) -> Landed:
+        """From an entry of the journal, where what does not apply is absent."""
+        return cls(
+            objects=objects,
+            position=position,
+            name=entry.get("name", ""),
+            key=entry.get("key", ""),
+            sha256=entry.get("sha256", ""),
+            size=entry.get("bytes", 0),
+            content_type=entry.get("content_type", ""),
+            fetched_at=datetime.fromisoformat(entry["fetched_at"]),
+            meta=entry.get("meta") or {},
+            gone=tuple(entry["gone"]) if "gone" in entry else None,
+            erased=entry.get("erased"),
+            kept=kept,
+        )
+
     def read(self) -> bytes:
         return self.kept[self.key].read_bytes() if self.key in self.kept else self.objects.get(*self.address)
 

@@ -228,21 +228,7 @@ def read_segment(
 
     def entries() -> Iterator[Landed]:
         for position, line in enumerate(lines):
-            entry = json.loads(line)
-            yield Landed(
-                objects=objects,
-                position=position,
-                name=entry.get("name", ""),
-                key=entry.get("key", ""),
-                sha256=entry.get("sha256", ""),
-                size=entry.get("bytes", 0),
-                content_type=entry.get("content_type", ""),
-                fetched_at=datetime.fromisoformat(entry["fetched_at"]),
-                meta=entry.get("meta", {}),
-                gone=tuple(entry["gone"]) if "gone" in entry else None,
-                erased=entry.get("erased"),
-                kept=kept or {},
-            )
+            yield Landed.of(objects, position, json.loads(line), kept or {})
 
     return header, entries()
 

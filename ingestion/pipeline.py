@@ -584,7 +584,8 @@ def _holding(
         ) from error
     except psycopg2.errors.UniqueViolation as error:  # the connection that held the lock was lost, and another came
         raise Problem(
-            f"another process loaded {source.name} at the same time", "Nothing is doubled: run it again"
+            f"another process loaded {source.name} at the same time ({error.diag.constraint_name} was there already)",
+            "Nothing is doubled: run it again",
         ) from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
 from itertools import groupby
 from typing import Any
 
@@ -48,17 +47,7 @@ def _reread(records: list[Traced], objects: Objects) -> list[str]:
     resource = next((one for one in source.resources if source.table(one) == records[0]["table"]), None)
     if resource is None or landing["key"] is None:
         return [f"nobody knows any more how raw.{records[0]['table']} was read"]
-    page = Landed(
-        objects=objects,
-        position=landing["position"],
-        name=landing["name"],
-        key=landing["key"],
-        sha256=landing["sha256"],
-        size=landing["bytes"],
-        content_type=landing["content_type"],
-        fetched_at=datetime.fromisoformat(landing["fetched_at"]),
-        meta=landing["meta"] or {},
-    )
+    page = Landed.of(objects, landing["position"], landing, {})
     beside = (one for one in page.meta.values() if isinstance(one, str) and one.startswith(f"{BUCKET}/"))
     # a page may be read together with another that its meta names; the names of landed objects end with their hash
     hashes = {page.key: page.sha256} | {one: one.rsplit("/", 1)[1] for one in beside}

@@ -170,7 +170,8 @@ def freeze(what: Task | str, settings: Settings, where: str = "", say: Say = qui
     """Freeze a task (or a whole mart) as it is published now, narrowed by the SQL condition ``where``.
 
     The same rows as an earlier version give that version and write nothing. Raises Problem for an unknown mart, a
-    condition that is not SQL over its columns, no rows, no training rows, or a clip whose samples are not there.
+    condition that is not SQL over its columns, no rows, no training rows, rows that were withdrawn, or a clip whose
+    samples are not there.
     """
     name, mart, condition = _asked(what, where)
     layout, objects = LAYOUTS[mart], Objects(settings)
@@ -178,6 +179,7 @@ def freeze(what: Task | str, settings: Settings, where: str = "", say: Say = qui
         with _snapshot(settings) as db, _told(mart, where):
             facts = _facts(db, layout, mart, condition)
             rows, splits = facts["rows"], facts["splits"]
+            _refuse_withdrawn(db, layout, mart, condition)
             if not splits.get("train", {}).get("rows"):
                 found = ", ".join(f"{count['rows']} {split}" for split, count in splits.items()) or "none"
                 raise Problem(
@@ -426,6 +428,25 @@ def _facts(db: connection, layout: Layout, mart: str, condition: str) -> dict[st
         "loads": {row["source"]: row["load"] for row in loads},
         "publication": dict(publication) if publication else None,
     }
+
+
+def _refuse_withdrawn(db: connection, layout: Layout, mart: str, condition: str) -> None:
+    """Raise Problem where the mart was built before a withdrawal, and shows rows of what was withdrawn."""
+    with db.cursor() as sql:
+        sql.execute("select from ml.withdrawn where mart = %s limit 1", (mart,))
+        if not sql.rowcount:
+            return
+        sql.execute(
+            f"select count(*) from (select * from marts.{mart} where {condition or 'true'}\n) as chosen where "
+            f"encode(sha256(convert_to({layout.key}, 'UTF8')), 'hex') in "
+            f"(select key_sha256 from ml.withdrawn where mart = '{mart}')"
+        )
+        rows = warehouse.first(sql)[0]
+    if rows:
+        raise Problem(
+            f"{mart} still shows {rows:,} rows of what was withdrawn",
+            f"Build it anew with `lyrebird transform {layout.domain}`, then freeze again",
+        )
 
 
 def _groups(db: connection, layout: Layout, mart: str, condition: str, folder: Path) -> dict[str, Any]:

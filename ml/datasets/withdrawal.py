@@ -1,7 +1,7 @@
 """What a withdrawal means to models: the versions that hold what was withdrawn, and the models trained on them.
 
 A version is frozen: it is marked, not changed, and nothing is trained on it any more unless somebody insists. Freezing
-again, once the marts have been built without the rows, gives a version without them.
+again, once the marts have been built without the rows, gives a version without them; before that, a freeze refuses.
 """
 
 from __future__ import annotations
@@ -80,6 +80,12 @@ def mark(withdrawal: str, source: str, keys: Keys, settings: Settings) -> Affect
             key = f"{uri.removeprefix(f's3://{freeze.BUCKET}/')}/{MARKS}"  # beside the version, for restore
             Objects(settings).put(freeze.BUCKET, key, json.dumps(marks).encode(), "application/json")
         for mart, wanted in mart_keys(db, source, keys).items():
+            sql.execute(
+                "insert into ml.withdrawn (mart, key_sha256) "
+                "select %s, encode(sha256(convert_to(key, 'UTF8')), 'hex') from unnest(%s) as key "
+                "on conflict do nothing",
+                (mart, sorted(wanted)),
+            )
             sql.execute(
                 "delete from ml.prediction as p using ml.dataset as d where d.version = p.dataset_version "
                 "and d.mart = %s and p.key = any(%s) returning p.model, p.key",

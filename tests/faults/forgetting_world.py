@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import multiprocessing
 import os
 import signal
 import sys
@@ -20,6 +19,7 @@ from unittest import mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from support import PROCESSES
 
 from infra import withdrawing
 from ingestion import catalogue, journal, pipeline
@@ -37,9 +37,6 @@ REQUEST: tuple[list[str], list[str]] = (["SIM00002"], ["rec=Sim Aldous"])  # a r
 STAGES = (
     "tombstones", "remains", "rewritten", "journal", "pages", "documents", "files", "marked", "sealed", "rows",
 )  # fmt: skip
-
-_PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["forgetting_world"])
 
 
 def fill(settings: Settings) -> None:
@@ -110,7 +107,7 @@ def _until(settings: Settings, stage: str, time: int) -> None:
 
 def killed(settings: Settings, stage: str = "", time: int = 1, after_s: float | None = None) -> int | None:
     """Forget in a process that dies at the n-th time of a stage, or is killed after so many seconds. Its exit code."""
-    process = _PROCESSES.Process(target=_until, args=(settings, stage, time))
+    process = PROCESSES.Process(target=_until, args=(settings, stage, time))
     process.start()
     process.join(120 if after_s is None else after_s)
     if process.is_alive() and process.pid:
@@ -133,6 +130,7 @@ def left(settings: Settings) -> dict[str, list[str]]:
         "dataset": "select version, jsonb_path_query_array(withdrawn, '$.*.rows') from ml.dataset",
         "prediction": "select model, key from ml.prediction",
         "splits": "select group_key from ml.split_group",
+        "withdrawn": "select mart, key_sha256 from ml.withdrawn",
     }
     found: dict[str, list[str]] = {}
     with closing(warehouse.connect(settings)) as db, db, db.cursor() as sql:

@@ -220,6 +220,8 @@ def test_a_recordist_is_withdrawn_from_everywhere_and_stays_away(chain: Stack) -
     assert found["models"] == [{"model": TASK, "version": 3, "dataset": version["version"]}]
     assert f"{TASK} version 3 was trained on" in sentences.forgotten(found)
 
+    with pytest.raises(Problem, match=rf"still shows {len(clips)} rows of what was withdrawn\. Build it anew with"):
+        freeze.freeze(TASK, chain.settings("trainer"))
     assert transform(chain) == 2
     assert traces(chain, words, bodies) == []
     after = state(chain, set(theirs))

@@ -144,6 +144,7 @@ TABLES = {
     "ops.publication": {"loader": "r", "transformer": "rid", "trainer": "r"},
     "ml.split_group": {"transformer": "ri", "trainer": "r"},
     "ml.dataset": {"transformer": "r", "trainer": "riud"},
+    "ml.withdrawn": {"transformer": "r", "trainer": "r"},
     "ml.score": {"transformer": "r", "trainer": "riud"},
     "ml.promotion": {"transformer": "r", "trainer": "riud"},
     "ml.prediction": {"transformer": "r", "trainer": "riud"},
