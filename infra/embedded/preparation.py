@@ -6,6 +6,7 @@ Every step can be killed and repeated: what is half made is made again under ano
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import pwd
@@ -148,12 +149,17 @@ def prepare_postgres(home: Home, passwords: Mapping[str, str], progress: Progres
 
 
 def _database_account() -> pwd.struct_passwd:
+    """The user that the database runs as; made, where there is none, by one process at a time: two would make two."""
     with contextlib.suppress(KeyError):
         return pwd.getpwnam(DATABASE_USER)
     make = ["useradd", "--system", "--no-create-home", "--shell", "/bin/false", DATABASE_USER]
     try:
-        subprocess.run(make, check=True, capture_output=True)
-        return pwd.getpwnam(DATABASE_USER)
+        with Path("/etc/passwd").open("rb") as accounts:
+            fcntl.flock(accounts, fcntl.LOCK_EX)
+            with contextlib.suppress(KeyError):
+                return pwd.getpwnam(DATABASE_USER)
+            subprocess.run(make, check=True, capture_output=True)
+            return pwd.getpwnam(DATABASE_USER)
     except (OSError, KeyError, subprocess.CalledProcessError) as error:
         raise Problem(
             f"PostgreSQL refuses to run as root, and the user {DATABASE_USER} could not be made",

@@ -82,7 +82,7 @@ def mark(withdrawal: str, source: str, keys: Keys, settings: Settings) -> Affect
         for mart, wanted in mart_keys(db, source, keys).items():
             sql.execute(
                 "insert into ml.withdrawn (mart, key_sha256) "
-                "select %s, encode(sha256(convert_to(key, 'UTF8')), 'hex') from unnest(%s) as key "
+                "select %s, encode(sha256(convert_to(key, 'UTF8')), 'hex') from unnest(%s::text[]) as key "
                 "on conflict do nothing",
                 (mart, sorted(wanted)),
             )

@@ -11,12 +11,15 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from infra.embedded import home as homes
+from infra.embedded import preparation
 from infra.embedded.home import DEFAULT_PORTS, INNER_PORTS, Home, is_free, random_free, write_private
 from infra.embedded.leftovers import end_leftovers, leftovers
 from infra.embedded.pages import content_type, is_safe
@@ -300,3 +303,21 @@ def test_pages_have_the_content_types_that_browsers_expect() -> None:
     assert content_type("a.json") == "application/json"
     assert content_type("a.png") == "image/png"
     assert content_type("a") == "application/octet-stream"
+
+
+def test_two_stacks_that_start_at_once_make_the_user_of_the_database_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    def useradd(argv: list[str], **how: object) -> None:
+        time.sleep(0.3)
+        made.append(1000 + len(made))
+
+    def account(name: str) -> int:
+        return made[-1] if made else {}[name]
+
+    monkeypatch.setattr(preparation, "subprocess", SimpleNamespace(run=useradd))
+    monkeypatch.setattr(preparation, "pwd", SimpleNamespace(getpwnam=account))
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(lambda _: preparation._database_account(), range(4)))
+    assert found == [1000] * 4
+    assert made == [1000]
