@@ -35,7 +35,8 @@ class Page:
     """One thing as received from the source, on its way to landing.
 
     ``name`` is what the source calls it (a path, URL or query); ``cursor`` says where to go on after this page.
-    ``body`` is None when ``ref`` names an object that has landed already (how ``derive/`` works).
+    ``body`` is None when ``ref`` names an object that has landed already (how ``derive/`` works), and ``fetched_at``
+    says when, where it is the page itself that is read again.
     ``meta`` holds small JSON facts that parse needs; it is kept in the journal beside the address of the body.
     """
 
@@ -45,6 +46,7 @@ class Page:
     content_type: str = "application/octet-stream"
     meta: Mapping[str, Any] = field(default_factory=dict)
     ref: str | None = None
+    fetched_at: datetime | None = None
 
 
 @dataclass(frozen=True)

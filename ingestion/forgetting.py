@@ -75,7 +75,7 @@ def forget(
             f"{source.name} is derived from {', '.join(source.after)}", "Forget it there, and it goes from here too"
         )
     involved = [source, *derived(source)]
-    with pipeline.withdrawing(involved, settings) as stores:
+    with pipeline.exclusively(involved, settings) as stores:
         for one in involved:
             pipeline.load_pending(one, stores, settings, say)
         known = _known(source, stores)
@@ -105,7 +105,7 @@ def forget(
 
 def sweep(source: Source, settings: Settings, say: Say = print) -> None:
     """Erase the pages on which withdrawn records came once more; their rows have been kept out already."""
-    with pipeline.withdrawing([source, *derived(source)], settings) as stores:
+    with pipeline.exclusively([source, *derived(source)], settings) as stores:
         known, marks = _known(source, stores), tombstones.read(stores.objects, source.name)
         with stores.warehouse as db, db.cursor() as sql:
             sql.execute("select load from ops.load where source = %s and forgotten > 0", (source.name,))

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import count
+from itertools import count, zip_longest
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -151,6 +151,8 @@ class Segment:
         if isinstance(item, Gone):
             entry["gone"] = list(item.key)
         else:
+            if item.fetched_at is not None:
+                entry["fetched_at"] = item.fetched_at.isoformat()
             entry |= {"name": item.name, "content_type": item.content_type, "meta": dict(item.meta)}
             if item.ref is not None:
                 entry |= {"key": item.ref, "sha256": item.ref.rsplit("/", 1)[1].split(".")[0], "bytes": 0}
@@ -169,7 +171,10 @@ class Segment:
         self._entries.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
     def seal(self, *, lane: str, slice: str, interval: Interval | None, run_id: str) -> int:
-        """Write the segment under the next free number, and give it. Others may seal at the same time."""
+        """Write the segment under the next free number, and give it. Others may seal at the same time.
+
+        A number may be taken by this very segment: the client asks again when an answer was lost on its way.
+        """
         with self._uploads, self._entries as entries, tempfile.TemporaryFile("wb+") as body:
             self._uploads.wait()  # every page lies there before the journal speaks of it
             load = last_segment(self.objects, self.source)
@@ -195,6 +200,9 @@ class Segment:
                 body.seek(0)
                 key = segment_key(self.source, load)
                 if self.objects.put(BUCKET, key, body, "application/jsonl", if_absent=True):  # type: ignore[arg-type]
+                    return load
+                body.seek(0)
+                if self.objects.exists(BUCKET, key) and _same(body, _fetched(self.objects, key)):
                     return load
 
     def drop(self) -> None:
@@ -253,6 +261,11 @@ def _fetched(objects: Objects, key: str) -> Iterator[str]:
         objects.download(BUCKET, key, path)
         with path.open(encoding="utf-8", newline="\n") as file:
             yield from file
+
+
+def _same(body: IO[bytes], lines: Iterator[str]) -> bool:
+    """Whether a file has these lines and no others."""
+    return all(one == (other or "").encode() for one, other in zip_longest(body, lines))
 
 
 def write_verdict(objects: Objects, source: str, load: int, state: str, reason: str) -> None:

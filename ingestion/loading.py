@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
-from itertools import groupby
+from itertools import chain, groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import IO, Any, Self
@@ -31,7 +31,7 @@ from psycopg2.extras import execute_batch
 
 from ingestion import rows, tombstones
 from ingestion.contract import Bad, BadPage, Blob, Landed, Record, Resource, Source
-from ingestion.journal import Header, Uploads, read_segment, read_verdict
+from ingestion.journal import Header, Uploads, read_verdict
 from ingestion.tombstones import Withdrawn
 from storage import warehouse
 from storage.documents import Documents
@@ -41,6 +41,7 @@ from storage.objects import Objects
 BATCH = 10_000  # records that a source gives one by one
 ROWS = 50_000  # of a source's own batches
 PAYLOAD = 4_000  # characters of a quarantined payload that are kept: the whole lies in landing
+REFUSED = 100_000  # keys of quarantined records that are kept in memory
 NO_HASH = bytes(16)  # of a deletion
 AHEAD = 2  # batches that wait for the warehouse
 ENCODERS = 2  # threads that hash and encode batches, most of it outside Python
@@ -67,25 +68,33 @@ class Stores:
 
 
 def load_segment(
-    source: Source, load: int, stores: Stores, say: Callable[[str], None], reached: Callable[[str], None]
+    source: Source,
+    header: Header,
+    entries: Iterator[Landed],
+    stores: Stores,
+    say: Callable[[str], None],
+    reached: Callable[[str], None],
 ) -> Counts | None:
-    """Load segment ``load`` of the source; None when the warehouse has it already.
+    """Load a segment of the source, as the journal gives it; None when the warehouse has it already.
 
     ``reached`` is told each stage boundary (faults are injected there in tests).
     """
-    db = stores.warehouse
-    header, entries = read_segment(stores.objects, source.name, load, stores.copies)
+    db, load = stores.warehouse, header.load
     resource = next((r for r in source.resources if r.name == header.resource), None)
     if resource is None:
         say(f"{source.name}: segment {load} is of the resource {header.resource}, which is no more; left as it is")
         return None
     resource = resource.known(header.cursor)
+    first = next(entries, None)
+    if first is not None:
+        entries = chain([first], entries)
     with db, db.cursor() as sql:
         sql.execute("select 1 from ops.load where source = %s and load = %s", (source.name, load))
         if sql.fetchone():
             return None
         ensure_table(db, source, resource)
-        with _Table(source, resource, load, sql) as table, ThreadPoolExecutor(ENCODERS) as encoders:
+        began = first.fetched_at if first is not None else header.sealed_at
+        with _Table(source, resource, load, began, sql) as table, ThreadPoolExecutor(ENCODERS) as encoders:
             with Uploads(stores.objects) as uploads, _Writer(sql) as writer:
                 withdrawn = Withdrawn.read(stores.objects, source.name, resource.name)
                 parsing = Parsing(source, resource, load, uploads, writer, withdrawn)
@@ -101,13 +110,13 @@ def load_segment(
                     say(f"{source.name}/{resource.name}: {counts.rows:,} records of {counts.pages:,} pages")
             if parsing.led_to:
                 tombstones.write(stores.objects, source.name, parsing.led_to)
-            counts.versions = table.keep_what_is_new(header.again_of, encoders)
+            counts.versions = table.keep_what_is_new(encoders)
             if resource.mode == "replace" and header.lane == "live" and None not in parsing.refused:
                 counts.versions += table.delete_missing(parsing.refused)
         verdict: dict[str, Any] = read_verdict(stores.objects, source.name, load) or {"state": "loaded"}
         _record(db, header, counts, verdict, header.sealed_at)
-        if header.again_of:
-            _replayed(sql, header, load)
+        if header.again_of and verdict["state"] == "published":
+            note_replayed(sql, source.name, load)
         reached("before commit")
     reached("committed")
     return counts
@@ -164,9 +173,9 @@ class Batch:
 class Parsing:
     """Entries of a segment become checked lines; what breaks its contract goes to quarantine.
 
-    ``refused`` gets the keys of those, and None for what has none. What was withdrawn is passed over, as if its place
-    were empty: ``passed`` gets its keys, ``blobs`` its files, and ``led_to`` what else of the source goes with a record
-    that a withdrawn value was found in.
+    ``refused`` gets the keys of those of a snapshot; None for what has no key, and when they are very many. What was
+    withdrawn is passed over, as if its place were empty: ``passed`` gets its keys, ``blobs`` its files, and ``led_to``
+    what else of the source goes with a record that a withdrawn value was found in.
     """
 
     def __init__(
@@ -351,9 +360,11 @@ class Parsing:
 
     def _quarantine(self, page: Landed, payload: object, reason: str) -> None:
         self.counts.quarantined += 1
-        key = tuple(map(payload.get, self._resource.key)) if isinstance(payload, Mapping) else (None,)
-        known = all(isinstance(part, str) or (isinstance(part, int) and abs(part) < rows.INT64) for part in key)
-        self.refused.add(_storable(rows.key_text(key)) if known else None)
+        if self._resource.mode == "replace":
+            key = tuple(map(payload.get, self._resource.key)) if isinstance(payload, Mapping) else (None,)
+            known = all(isinstance(part, str) or (isinstance(part, int) and abs(part) < rows.INT64) for part in key)
+            known = known and len(self.refused) < REFUSED
+            self.refused.add(_storable(rows.key_text(key)) if known else None)
         text, reason = _storable(_shown(payload)[:PAYLOAD]), _storable(reason[:1000])
         self._writer.execute(
             "insert into ops.quarantine (source, load, resource, position, payload, reason, landing) "
@@ -473,9 +484,12 @@ class _Table:
 
     An empty table is copied into as it is, and gets its indexes afterwards. For one that has rows, the lines wait in a
     file on this machine: their keys and hashes are sent first, and then the lines that say something new.
+
+    Fetches of several lanes go on side by side, and the one that is sealed last may have begun first, at ``began``. A
+    line says nothing new of a key whose version there comes from a page that was fetched at the same time or later.
     """
 
-    def __init__(self, source: Source, resource: Resource, load: int, sql: cursor) -> None:
+    def __init__(self, source: Source, resource: Resource, load: int, began: datetime, sql: cursor) -> None:
         self._source, self._load, self._sql = source.name, load, sql
         table = source.table(resource)
         self._name = self._target = f'raw."{table}"'
@@ -483,8 +497,15 @@ class _Table:
         sql.execute(f"select exists (select from {self._name})")
         self._has_rows = bool(warehouse.first(sql)[0])
         self._indexes = [] if self._has_rows else rows.with_indexes(table)
+        sql.execute(
+            "select exists (select from ops.load where source = %s and resource = %s and state <> 'rejected' "
+            "and fetched_at >= %s)",
+            (source.name, resource.name, began),
+        )
+        self._overlaps = bool(warehouse.first(sql)[0])
+        self._telling = TELLING | ({"_page": rows.META["_page"]} if self._overlaps else {})
         if self._has_rows:
-            sql.execute(f"create temporary table incoming ({_typed(TELLING)}) on commit drop")
+            sql.execute(f"create temporary table incoming ({_typed(self._telling)}) on commit drop")
         else:  # what is copied into a table made or emptied in the same transaction is written once and for all
             for statement in (f"truncate {self._name}", *rows.without_indexes(table)):
                 sql.execute(statement)
@@ -519,7 +540,7 @@ class _Table:
         } | dict(zip(batch.data.schema.names, batch.data.columns, strict=True))
         lines = pa.record_batch(columns)
         if self._has_rows:
-            return _Encoded(rows.copy_bytes(TELLING, lines.select(list(TELLING))), lines)
+            return _Encoded(rows.copy_bytes(self._telling, lines.select(list(self._telling))), lines)
         return _Encoded(rows.copy_bytes(self._columns, lines))
 
     def copy(self, batch: _Encoded) -> None:
@@ -527,7 +548,7 @@ class _Table:
             self._copy(self._target, self._columns, batch.data)
             self._count += self._sql.rowcount
             return
-        self._copy("incoming", TELLING, batch.data)
+        self._copy("incoming", self._telling, batch.data)
         self._page = batch.whole["_page"][-1].as_py()
         self._waiting = self._waiting or pa.ipc.new_file(self._file, batch.whole.schema)
         self._waiting.write_batch(batch.whole)
@@ -538,16 +559,13 @@ class _Table:
             f"copy {target} ({_listed(columns)}) from stdin (format binary{frozen})", io.BytesIO(data), size=1 << 20
         )
 
-    def keep_what_is_new(self, again_of: int | None, encoders: ThreadPoolExecutor) -> int:
-        """Append what is new or differs from the current version of loads that were not rejected. Returns how much.
-
-        Pages of the load ``again_of`` that are read again add only keys of which nothing came since: that is newer.
-        """
+    def keep_what_is_new(self, encoders: ThreadPoolExecutor) -> int:
+        """Append what is new or differs from the current version of loads that were not rejected. Returns how much."""
         self._sql.execute("set local work_mem = '128MB'")
         self._sql.execute("set local maintenance_work_mem = '256MB'")
         if self._waiting:
             self._waiting.close()
-            for data in _ahead(encoders, self._chosen, self._new(again_of)):
+            for data in _ahead(encoders, self._chosen, self._new()):
                 self._copy(self._target, self._columns, data)
                 self._count += self._sql.rowcount
         if self._target != self._name:
@@ -583,7 +601,7 @@ class _Table:
         )
         return int(warehouse.first(self._sql)[0])
 
-    def _new(self, again_of: int | None) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
+    def _new(self) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
         """Batches of the lines that wait, and which of their lines say something new (:data:`CHOSEN`).
 
         Most of what comes again is as it was, and its key and hash say so. The keys of the rest are looked at line by
@@ -591,8 +609,8 @@ class _Table:
         """
         accepted = self._sql.mogrify(
             f"""
-            select r._key, r._load, r._position, r._hash, r._deleted, r._again from {self._name} as r
-            join ops.load as l on l.source = %s and l.load = r._load and l.state <> 'rejected'
+            select r._key, r._load, r._position, r._page, r._hash, r._deleted, r._again, l.fetched_at
+            from {self._name} as r join ops.load as l on l.source = %s and l.load = r._load and l.state <> 'rejected'
             """,
             (self._source,),
         ).decode()
@@ -606,11 +624,19 @@ class _Table:
             analyze doubtful
             """
         )
+        newer = f"""
+            and not exists (
+                select from ({accepted}) as r
+                left join ops.landing as there on (there.source, there.load, there.position)
+                    = (%(source)s, r._load, r._page)
+                join ops.landing as here on (here.source, here.load, here.position) = (%(source)s, %(load)s, i._page)
+                where r._key = i._key and coalesce(there.fetched_at, r.fetched_at) >= here.fetched_at
+            )"""
         found = self._sql.mogrify(
             f"""
             with lines as (
-                select _key, %(load)s::bigint as _load, _position, _hash, _deleted from incoming
-                where _key in (select _key from doubtful)
+                select _key, %(load)s::bigint as _load, _position, _hash, _deleted from incoming as i
+                where _key in (select _key from doubtful) {newer if self._overlaps else ""}
                 union all
                 select distinct * from doubtful where _load is not null
             ), steps as (
@@ -619,10 +645,9 @@ class _Table:
             )
             select _position, before is not null from steps
             where _load = %(load)s and {CHANGED}
-              and not exists (select from ({accepted}) as r where r._key = steps._key and r._load >= %(again_of)s)
             order by _position
             """,
-            {"load": self._load, "again_of": again_of},
+            {"load": self._load, "source": self._source},
         )
         with tempfile.TemporaryFile(prefix="lyrebird-") as chosen:
             self._sql.copy_expert(f"copy ({found.decode()}) to stdout (format binary)", chosen)
@@ -694,27 +719,23 @@ def _ahead(pool: ThreadPoolExecutor, work: Callable[..., bytes], given: Iterable
         yield pending.popleft().result()
 
 
-def _replayed(sql: cursor, header: Header, load: int) -> None:
-    """Note that the records in quarantine of the pages of a load that was read again have had another chance."""
+def note_replayed(sql: cursor, source: str, load: int) -> None:
+    """Note that the records in quarantine whose pages an accepted load has read again have had another chance."""
     sql.execute(
         """
         update ops.quarantine as q set replayed_at = now()
-        where q.source = %(source)s and q.resource = %(resource)s and q.load < %(load)s and q.replayed_at is null
+        from ops.load as again, ops.load as l
+        where (again.source, again.load) = (%(source)s, %(load)s)
+          and (q.source, q.resource) = (again.source, again.resource)
+          and q.load < again.load and q.replayed_at is null
+          and (l.source, l.load) = (q.source, q.load)
+          and (l.load = again.slice::bigint or (l.lane, l.slice) = (again.lane, again.slice))
           and exists (
-              select from ops.load as l where l.source = q.source and l.load = q.load
-                and (l.load = %(original)s or (l.lane = 'replay' and l.slice = %(slice)s))
-          )
-          and exists (
-              select from ops.landing as n where n.source = q.source and n.load = %(load)s and n.key = q.landing
+              select from ops.landing as n
+              where (n.source, n.load, n.key) = (again.source, again.load, q.landing)
           )
         """,
-        {
-            "source": header.source,
-            "resource": header.resource,
-            "load": load,
-            "original": header.again_of,
-            "slice": header.slice,
-        },
+        {"source": source, "load": load},
     )
 
 

@@ -34,6 +34,7 @@ from ingestion.loading import (
     document_text,
     ensure_table,
     load_segment,
+    note_replayed,
     point_cursor,
     version_id,
 )
@@ -85,7 +86,7 @@ def ingest(
     lane, slice = ("backfill", slice_name(interval)) if interval else ("live", "all")
     with _holding(f"fetch:{source.name}:{lane}:{slice}", source, settings, fetches=True) as stores:
         with _holding(_loading(source), source, settings) as loader:
-            report.recovered = _load_sealed(source, loader, report, say, reached)
+            report.recovered = _load_sealed(source, loader, settings, report, say, reached)
             judge_pending(source, loader, settings, say)
         for resource in wanted:
             if interval and resource.partition != "date":
@@ -98,7 +99,7 @@ def ingest(
                         say(f"{source.name}/{resource.name}: nothing new")
                         continue
                     with _holding(_loading(source), source, settings, copies) as loader:
-                        _load_sealed(source, loader, report, say, reached)
+                        _load_sealed(source, loader, settings, report, say, reached)
                     attempt.load = load
             except Problem as problem:
                 if failed:
@@ -180,12 +181,16 @@ def judge(source: Source, settings: Settings, say: Say = print) -> dict[int, tup
         return judge_pending(source, stores, settings, say)
 
 
-def judge_pending(source: Source, stores: Stores, settings: Settings, say: Say) -> dict[int, tuple[str, str]]:
+def judge_pending(
+    source: Source, stores: Stores, settings: Settings, say: Say, only: str = ""
+) -> dict[int, tuple[str, str]]:
+    """:func:`judge`, for a caller that holds the lock of the source's loads; of the resource ``only``, if named."""
     db = stores.warehouse
     with db, db.cursor() as sql:
         sql.execute(
-            "select load, resource, lane, cursor from ops.load where source = %s and state = 'loaded' order by load",
-            (source.name,),
+            "select load, resource, lane, cursor from ops.load where source = %s and state = 'loaded' "
+            "and %s in ('', resource) order by load",
+            (source.name, only),
         )
         waiting = sql.fetchall()
     states = {}
@@ -204,7 +209,8 @@ def judge_pending(source: Source, stores: Stores, settings: Settings, say: Say) 
             load,
             resource.mode,
             only=now,
-            quarantine_share=options(source)["quarantine_share"],
+            # records that are read again were in quarantine before: that many of them still are says nothing new
+            quarantine_share=options(source)["quarantine_share"] if lane != "replay" else 1.0,
         )
         state = "published" if verdict.accepted else "rejected"
         _settle(source, load, name, lane, stores, state, verdict.reason)
@@ -216,13 +222,25 @@ def judge_pending(source: Source, stores: Stores, settings: Settings, say: Say) 
 
 
 def _settle(source: Source, load: int, resource: str, lane: str, stores: Stores, state: str, reason: str) -> None:
-    """Write a verdict into landing, where a replay finds it, and then into the warehouse."""
+    """Write a verdict into landing, where a replay finds it, and then into the warehouse: a rejected slice failed."""
     journal.write_verdict(stores.objects, source.name, load, state, reason)
     with stores.warehouse as db, db.cursor() as sql:
         sql.execute(
             "update ops.load set state = %s, reason = %s, judged_at = now() where source = %s and load = %s",
             (state, reason, source.name, load),
         )
+        if state == "rejected":
+            sql.execute(
+                """
+                update ops.ledger as g set state = 'failed', error = l.reason, load = l.load, updated_at = now()
+                from ops.load as l
+                where (l.source, l.load) = (%s, %s) and coalesce(g.load, 0) <= l.load
+                  and (g.source, g.resource, g.lane, g.slice) = (l.source, l.resource, l.lane, l.slice)
+                """,
+                (source.name, load),
+            )
+        if lane == "replay" and state == "published":
+            note_replayed(sql, source.name, load)
         point_cursor(db, source.name, resource, lane)
 
 
@@ -252,42 +270,49 @@ def accept(source: Source, load: int, settings: Settings, say: Say = print) -> N
         resource = next(one for one in source.resources if one.name == name)
         gates.accept(settings, f"load.{source.table(resource)}")
         _settle(source, load, name, lane, stores, "published", f"accepted by a person; the audit said: {reason}")
+        with stores.warehouse as db, db.cursor() as sql:
+            sql.execute(
+                "update ops.ledger set state = 'done', error = null, updated_at = now() "
+                "where source = %s and resource = %s and lane = %s and load = %s and state = 'failed' and error = %s",
+                (source.name, name, lane, load, reason),
+            )
     say(f"{source.name}/{name}: load {load} published, although {reason}")
 
 
 @contextmanager
-def withdrawing(sources: list[Source], settings: Settings) -> Iterator[Stores]:
-    """The stores, while nobody fetches or loads these sources."""
+def exclusively(sources: list[Source], settings: Settings) -> Iterator[Stores]:
+    """The stores, while nobody fetches or loads these sources: one would not see what is on its way into landing."""
     with ExitStack() as held:
         for source in sources:
             lock = held.enter_context(closing(warehouse.connect(settings, application=f"forget {source.name}")))
-            held.enter_context(warehouse.advisory_lock(lock, f"forget:{source.name}"))
+            held.enter_context(warehouse.advisory_lock(lock, f"fetches:{source.name}"))
         stores = [held.enter_context(_holding(_loading(source), source, settings)) for source in sources]
         yield stores[0]
 
 
 def load_pending(source: Source, stores: Stores, settings: Settings, say: Say) -> None:
     """Load and judge what is sealed, for a caller that holds the lock of the source's loads."""
-    _load_sealed(source, stores, Report(source.name), say, lambda stage: None)
+    _load_sealed(source, stores, settings, Report(source.name), say, lambda stage: None)
     judge_pending(source, stores, settings, say)
 
 
 def rejected(source: Source, settings: Settings) -> list[tuple[int, str]]:
-    """Resources' newest loads that were rejected, with the reason: what a person has to mend.
+    """The newest loads of slices that were rejected, with the reason: what a person has to mend.
 
-    A resource that was looked at since, and found as it was accepted last, is mended: no newer load says so, the
+    A slice that was looked at since, and found as it was accepted last, is mended: no newer load says so, the
     ledger does.
     """
     with closing(warehouse.connect(settings)) as db, db, db.cursor() as sql:
         sql.execute(
             """
             select load, reason from (
-                select distinct on (resource, lane) * from ops.load where source = %s and lane <> 'replay'
-                order by resource, lane, load desc
+                select distinct on (resource, lane, slice) * from ops.load where source = %s and lane <> 'replay'
+                order by resource, lane, slice, load desc
             ) as newest
             where state = 'rejected' and not exists (
                 select from ops.ledger as l
-                where (l.source, l.resource, l.lane) = (newest.source, newest.resource, newest.lane)
+                where (l.source, l.resource, l.lane, l.slice)
+                    = (newest.source, newest.resource, newest.lane, newest.slice)
                   and l.state = 'done' and l.updated_at > newest.judged_at
             )
             order by load
@@ -311,11 +336,12 @@ def latest(source: Source, settings: Settings) -> int:
 def replay(source: Source, settings: Settings, say: Say = print) -> list[int]:
     """Drop what the warehouse and the document store hold of a source, and load it all again from landing.
 
-    Transforms of its domain wait, and refuse to begin when the replay did not come to its end.
+    Transforms of its domain wait, and refuse to begin when the replay did not come to its end. Fetches wait too: they
+    would find no cursor, and ask for everything once more.
     """
     with (
         _holding(f"transform.{source.domain}", source, settings),
-        _holding(_loading(source), source, settings) as stores,
+        exclusively([source], settings) as stores,
         ExitStack() as ledger,
     ):
         db = stores.warehouse
@@ -330,7 +356,7 @@ def replay(source: Source, settings: Settings, say: Say = print) -> list[int]:
             names = [resource.name for resource in source.resources]  # what is no more cannot be loaded again
             for table in ("load", "cursor", "landing", "quarantine"):
                 sql.execute(f"delete from ops.{table} where source = %s and resource = any(%s)", (source.name, names))
-        loads = _load_sealed(source, stores, Report(source.name), say, lambda stage: None)
+        loads = _load_sealed(source, stores, settings, Report(source.name), say, lambda stage: None)
         judge_pending(source, stores, settings, say)
     return loads
 
@@ -373,7 +399,7 @@ def replay_quarantine(source: Source, settings: Settings, ids: list[int] | None 
     report = Report(source.name)
     with _holding(f"fetch:{source.name}:replay", source, settings, fetches=True) as stores:
         with _holding(_loading(source), source, settings) as loader:
-            _load_sealed(source, loader, report, say, lambda stage: None)  # what a killed replay left
+            _load_sealed(source, loader, settings, report, say, lambda stage: None)  # what a killed replay left
         with stores.warehouse as db, db.cursor() as sql:
             sql.execute(
                 """
@@ -399,7 +425,7 @@ def replay_quarantine(source: Source, settings: Settings, ids: list[int] | None 
             segment.seal(lane="replay", slice=str(original), interval=None, run_id="quarantine replay")
             say(f"{source.name}/{name}: {segment.pages:,} pages of load {original} once more")
         with _holding(_loading(source), source, settings) as loader:
-            loads = _load_sealed(source, loader, report, say, lambda stage: None)
+            loads = _load_sealed(source, loader, settings, report, say, lambda stage: None)
             judge_pending(source, loader, settings, say)
     return loads
 
@@ -408,22 +434,23 @@ def _landed(db: connection, source: Source, load: int, keys: list[str]) -> list[
     """Pages of a load as its journal has them, by their keys in landing."""
     with db, db.cursor() as sql:
         sql.execute(
-            "select n.name, n.key, n.content_type, n.meta, l.cursor from ops.landing as n join ops.load as l "
-            "using (source, load) where source = %s and load = %s and key = any(%s) order by position",
+            "select n.name, n.key, n.content_type, n.meta, n.fetched_at, l.cursor from ops.landing as n "
+            "join ops.load as l using (source, load) where source = %s and load = %s and key = any(%s) "
+            "order by position",
             (source.name, load, keys),
         )
         return [
-            Page(name, None, cursor, content_type, meta, ref=key)
-            for name, key, content_type, meta, cursor in sql.fetchall()
+            Page(name, None, cursor, content_type, meta, ref=key, fetched_at=fetched_at)
+            for name, key, content_type, meta, fetched_at, cursor in sql.fetchall()
         ]
 
 
 def unfinished(source: Source, settings: Settings) -> list[Slice]:
-    """Slices that were asked for and failed, or were left by a process that died."""
+    """Slices that were asked for and failed or were rejected, or were left by a process that died."""
     with closing(warehouse.connect(settings)) as db, db, db.cursor() as sql:
         sql.execute(
             "select resource, interval_start, interval_end from ops.ledger where source = %s and state <> 'done' "
-            "and lane <> 'rebuild' and resource = any(%s) order by interval_start nulls first, resource",
+            "and lane in ('live', 'backfill') and resource = any(%s) order by interval_start nulls first, resource",
             (source.name, [resource.name for resource in source.resources]),
         )
         return [([resource], (start, end) if start else None) for resource, start, end in sql.fetchall()]
@@ -483,8 +510,14 @@ def _loading(source: Source) -> str:
     return f"load:{source.name}"
 
 
-def _load_sealed(source: Source, stores: Stores, report: Report, say: Say, reached: Say) -> list[int]:
-    """Load the sealed segments that the warehouse has not got, in their order: ours, and what was left behind."""
+def _load_sealed(
+    source: Source, stores: Stores, settings: Settings, report: Report, say: Say, reached: Say
+) -> list[int]:
+    """Load the sealed segments that the warehouse has not got, in their order: ours, and what was left behind.
+
+    A load is compared with those before it that count. So what waits for its verdict gets it before the next load of
+    the same resource: a row that only says what a load says that is rejected afterwards would be lost with it.
+    """
     db = stores.warehouse
     with db, db.cursor() as sql:
         sql.execute("select load from ops.load where source = %s", (source.name,))
@@ -493,12 +526,12 @@ def _load_sealed(source: Source, stores: Stores, report: Report, say: Say, reach
     for load in journal.segments(stores.objects, source.name):
         if load in known:
             continue
-        counts = load_segment(source, load, stores, _throttled(say), reached)
+        header, entries = journal.read_segment(stores.objects, source.name, load, stores.copies)
+        judge_pending(source, stores, settings, say, header.resource)
+        counts = load_segment(source, header, entries, stores, _throttled(say), reached)
         if counts is None:
             continue
-        with db, db.cursor() as sql:
-            sql.execute("select resource from ops.load where source = %s and load = %s", (source.name, load))
-            name = warehouse.first(sql)[0]
+        name = header.resource
         report.add(load, name, counts)
         say(
             f"{source.name}/{name}: load {load}, {counts.rows:,} records, "
@@ -566,14 +599,14 @@ def _holding(
 ) -> Iterator[Stores]:
     """The stores, with a lock that one process holds at a time.
 
-    One that ``fetches`` keeps withdrawals out: they could not see what has landed and is not in the journal yet.
+    One that ``fetches`` keeps those out who may not be disturbed by it (:func:`exclusively`).
     """
     try:
         with (
             closing(warehouse.connect(settings, application=f"load {source.name}")) as lock,
             closing(warehouse.connect(settings, application=f"load {source.name}")) as db,
             warehouse.advisory_lock(lock, lock_name),
-            warehouse.advisory_lock(lock, f"forget:{source.name}", shared=True) if fetches else nullcontext(),
+            warehouse.advisory_lock(lock, f"fetches:{source.name}", shared=True) if fetches else nullcontext(),
         ):
             yield Stores(db, Objects(settings), cache(partial(Documents, settings)), copies or {})
     except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
@@ -636,8 +669,9 @@ class _Attempt:
                 """
                 update ops.ledger set state = %s, error = %s, load = coalesce(%s, load), updated_at = now()
                 where source = %s and resource = %s and lane = %s and slice = %s
+                  and not (state = 'failed' and load = %s)  -- another process has judged it meanwhile
                 """,
-                ("failed" if error else "done", str(error)[:2000] if error else None, self.load, *self._key),
+                ("failed" if error else "done", str(error)[:2000] if error else None, self.load, *self._key, self.load),
             )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,10 +14,13 @@ import pyarrow as pa
 import pytest
 from support import Stack
 
-from ingestion import pipeline
+from ingestion import journal, pipeline
 from ingestion.contract import Bad, BadPage, Context, Landed, Page, Resource, Source, describe
 from storage import warehouse
 from storage.errors import Problem
+from storage.gates import loads as gate
+from storage.gates.audit import Verdict
+from storage.objects import Objects
 
 SCHEMA = pa.schema([describe("id", pa.string(), "Identity.", required=True), describe("value", pa.int64(), "Number.")])
 DAY = timedelta(days=1)
@@ -23,12 +28,16 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class Diary:
-    """A source with a page for each day, which can be asked for some days; ``closed`` days fail, ``asked`` counts."""
+    """A source with a page for each day, which can be asked for some days.
+
+    ``closed`` days fail, ``asked`` counts; ``meanwhile`` is called, once, when a fetch has got a day's page.
+    """
 
     def __init__(self, name: str) -> None:
         self.days: dict[datetime, list[dict[str, Any]]] = {}
         self.closed: set[datetime] = set()
         self.asked: list[datetime] = []
+        self.meanwhile: dict[datetime, Callable[[], object]] = {}
         self.strict = True
         entries = Resource("entries", SCHEMA, ("id",), self.fetch, self.parse, partition="date")
         notes = Resource("notes", SCHEMA, ("id",), lambda context: iter(()), self.parse)
@@ -44,6 +53,7 @@ class Diary:
                 raise Problem(f"{day:%Y-%m-%d} is closed", "Come back later")
             body = json.dumps(self.days[day]).encode()
             yield Page(f"{day:%Y-%m-%d}", body, {"next": (day + DAY).isoformat()})
+            self.meanwhile.pop(day, lambda: None)()
 
     def parse(self, page: Landed) -> Iterator[dict[str, Any] | Bad]:
         for record in json.loads(page.read()):
@@ -52,6 +62,9 @@ class Diary:
                     yield Bad(record, "its value is no number")
                     continue
                 record["value"] = 7
+            if record.get("value") == "eight":
+                yield Bad(record, "its value is no number either")
+                continue
             if record.get("value") == "torn":
                 raise BadPage("torn")
             yield record
@@ -134,6 +147,130 @@ def test_failed_slices_are_asked_for_again_alone_and_gaps_are_seen(stack: Stack)
     assert [count for (count,) in attempts] == [1, 2, 2, 1, 1, 3, 1, 1]
 
 
+def test_a_rejected_slice_is_a_gap_until_it_is_asked_for_again(stack: Stack) -> None:
+    diary = Diary("refused")
+    diary.days = {START + n * DAY: [{"id": f"{n}.{i}", "value": n} for i in range(20)] for n in range(3)}
+    whole = {record["id"]: record["value"] for day in diary.days.values() for record in day}
+    diary.days[START + DAY][:5] = [{"id": f"1.{i}", "value": "seven"} for i in range(5)]
+    run(stack, diary, 0, 3)  # what follows is published, and hides nothing
+    settings = stack.settings("loader")
+    day = (START + DAY, START + 2 * DAY)
+    assert [load for load, _ in pipeline.rejected(diary.source, settings)] == [2]
+    assert pipeline.gaps(settings, "refused") == [("refused", "entries", *day)]
+    assert pipeline.unfinished(diary.source, settings) == [(["entries"], day)]
+    diary.days[START + DAY][:5] = [{"id": f"1.{i}", "value": 1} for i in range(5)]
+    diary.asked.clear()
+    pipeline.ingest_slices(diary.source, settings, pipeline.unfinished(diary.source, settings), say=lambda text: None)
+    pipeline.judge(diary.source, settings, say=lambda text: None)
+    assert diary.asked == [day[0]]
+    assert (pipeline.rejected(diary.source, settings), pipeline.gaps(settings, "refused")) == ([], [])
+    assert current(stack, "refused") == whole
+
+
+def test_a_slice_is_done_when_its_load_is_accepted_by_a_person(stack: Stack) -> None:
+    diary = Diary("pardoned")
+    diary.days = {START: [{"id": f"{i}", "value": "seven" if i < 5 else i} for i in range(20)]}
+    run(stack, diary, 0, 1)
+    settings = stack.settings("loader")
+    assert len(pipeline.unfinished(diary.source, settings)) == 1
+    pipeline.accept(diary.source, 1, settings, say=lambda text: None)
+    assert (pipeline.unfinished(diary.source, settings), pipeline.gaps(settings, "pardoned")) == ([], [])
+    assert len(current(stack, "pardoned")) == 15
+
+
+def test_a_row_that_a_rejected_load_had_before_is_not_lost(stack: Stack) -> None:
+    """A backfill comes first with a row, beside much that is bad; the live load that has the row too is good."""
+    diary = Diary("first")
+    diary.days = {START: [{"id": "a", "value": 1}], START + DAY: [{"id": "b", "value": 2}]}
+    settings = stack.settings("loader")
+
+    def backfill() -> None:
+        good = dict(diary.days)
+        diary.days[START] = [{"id": "a", "value": 1}, {"id": "c", "value": "seven"}]
+        pipeline.ingest(diary.source, settings, interval=(START, START + DAY), say=lambda text: None)
+        diary.days = good
+
+    diary.meanwhile = {START + DAY: backfill}
+    run(stack, diary)
+    states = query(stack, "select load, lane, state from ops.load where source = 'first' order by load")
+    assert states == [(1, "backfill", "rejected"), (2, "live", "published")]
+    assert current(stack, "first") == {"a": 1, "b": 2}
+    before = query(stack, "select _load, _position, _key, _hash from raw.first_entries order by 1, 2")
+    pipeline.replay(diary.source, settings, say=lambda text: None)
+    assert query(stack, "select _load, _position, _key, _hash from raw.first_entries order by 1, 2") == before
+
+
+def test_a_page_that_was_fetched_before_another_lanes_hides_nothing_of_it(stack: Stack) -> None:
+    """The backfill begins first and is sealed last; what it reads after the live fetch is newer all the same."""
+    diary = Diary("crossing")
+    diary.days = {START: [{"id": "a", "value": 1}, {"id": "z", "value": 0}], START + DAY: [{"id": "b", "value": 1}]}
+    settings = stack.settings("loader")
+    run(stack, diary)
+    diary.days[START] = [{"id": "a", "value": 2}, {"id": "c", "value": 2}]
+
+    def live() -> None:
+        diary.days |= {START + 2 * DAY: [{"id": "a", "value": 3}, {"id": "b", "value": 3}]}
+        pipeline.ingest(diary.source, settings, say=lambda text: None)
+        diary.days |= {START + DAY: [{"id": "b", "value": 4}, {"id": "d", "value": 4}]}
+
+    diary.meanwhile = {START: live}
+    pipeline.ingest(diary.source, settings, interval=(START, START + 2 * DAY), say=lambda text: None)
+    pipeline.judge(diary.source, settings, say=lambda text: None)
+    lanes = query(stack, "select lane, versions from ops.load where source = 'crossing' order by load")
+    assert lanes == [("live", 3), ("live", 2), ("backfill", 3)]
+    assert current(stack, "crossing") == {"a": 3, "b": 4, "c": 2, "d": 4, "z": 0}
+    before = query(stack, "select _load, _position, _key, _hash, _again from raw.crossing_entries order by 1, 2")
+    pipeline.replay(diary.source, settings, say=lambda text: None)
+    after = query(stack, "select _load, _position, _key, _hash, _again from raw.crossing_entries order by 1, 2")
+    assert after == before
+
+
+def test_a_replay_waits_for_a_fetch_that_is_under_way(stack: Stack) -> None:
+    """Otherwise the fetch would find no cursor, and ask for everything once more."""
+    diary = Diary("patient")
+    diary.days = {START + n * DAY: [{"id": f"{n}", "value": n}] for n in range(3)}
+    run(stack, diary)
+    diary.days[START + 3 * DAY] = [{"id": "3", "value": 3}]
+    settings = stack.settings("loader")
+    under_way, go_on = threading.Event(), threading.Event()
+
+    def pause() -> None:
+        under_way.set()
+        assert go_on.wait(60)
+
+    diary.meanwhile = {START + 3 * DAY: pause}
+    with ThreadPoolExecutor() as pool:
+        fetch = pool.submit(pipeline.ingest, diary.source, settings, say=lambda text: None)
+        assert under_way.wait(60)
+        replay = pool.submit(pipeline.replay, diary.source, settings, say=lambda text: None)
+        with pytest.raises(TimeoutError):
+            replay.result(1)
+        go_on.set()
+        fetch.result(60)
+        assert replay.result(60) == [1, 2]
+    pipeline.judge(diary.source, settings, say=lambda text: None)
+    assert current(stack, "patient") == {str(n): n for n in range(4)}
+
+
+class Twice(Objects):
+    """A client whose first answer is lost on its way: it asks again, and is told that the object is there already."""
+
+    def put(self, bucket: str, key: str, body: Any, *rest: Any, **how: Any) -> bool:
+        super().put(bucket, key, body, *rest, **how)
+        if hasattr(body, "seek"):
+            body.seek(0)
+        return super().put(bucket, key, body, *rest, **how)
+
+
+def test_a_segment_whose_sealing_got_no_answer_is_sealed_once(stack: Stack) -> None:
+    objects = Objects(stack.settings("loader"))
+    for client, number in ((Twice(stack.settings("loader")), 1), (objects, 2), (Twice(stack.settings("loader")), 3)):
+        segment = journal.Segment(client, "answered", "entries")
+        segment.add(Page("page", b"[]", {"next": 1}))
+        assert segment.seal(lane="live", slice="all", interval=None, run_id="") == number
+    assert journal.segments(objects, "answered") == [1, 2, 3]
+
+
 def test_days_that_nobody_asked_for_are_a_gap(stack: Stack) -> None:
     diary = Diary("apart")
     diary.days = {START + n * DAY: [{"id": f"{n}", "value": n}] for n in range(10)}
@@ -211,6 +348,45 @@ def test_what_is_still_bad_stays_in_quarantine(stack: Stack) -> None:
         assert slices == [("1",)]
     assert len(current(stack, "still")) == 99
     assert pipeline.rejected(diary.source, settings) == []
+
+
+def test_records_are_mended_though_others_of_their_load_are_not(stack: Stack) -> None:
+    """The pages read again may hold nothing but trouble: that is why they are read again."""
+    diary = Diary("partly")
+    diary.days = {START + n * DAY: [{"id": f"{n}.{i}", "value": i} for i in range(100)] for n in range(6)}
+    diary.days[START][0] = {"id": "0.0", "value": "seven"}
+    diary.days[START + DAY][:20] = [{"id": f"1.{i}", "value": "eight"} for i in range(20)]
+    run(stack, diary)
+    diary.strict = False
+    settings = stack.settings("loader")
+    assert pipeline.replay_quarantine(diary.source, settings, say=lambda text: None) == [2]
+    assert query(stack, "select state, quarantined from ops.load where source = 'partly' and load = 2") == [
+        ("published", 20)
+    ]
+    assert current(stack, "partly")["0.0"] == 7
+    assert [row for row in quarantined(stack, "partly") if not row[2]] == [
+        (2, "its value is no number either", False)
+    ] * 20
+
+
+def test_records_stay_in_quarantine_when_what_is_read_again_is_rejected(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    diary = Diary("again")
+    diary.days = {START: [{"id": f"{i}", "value": "seven" if i == 0 else i} for i in range(100)]}
+    run(stack, diary)
+    diary.strict = False
+    settings = stack.settings("loader")
+    with monkeypatch.context() as patch:
+        patch.setattr(gate, "audit", lambda *_, **__: Verdict(False, "critical", "not today"))
+        pipeline.replay_quarantine(diary.source, settings, say=lambda text: None)
+    assert "0" not in current(stack, "again")
+    assert quarantined(stack, "again") == [(1, "its value is no number", False)]
+    assert pipeline.replay_quarantine(diary.source, settings, say=lambda text: None) == [3]
+    assert current(stack, "again")["0"] == 7
+    assert quarantined(stack, "again") == [(1, "its value is no number", True)]
+    pipeline.replay(diary.source, settings, say=lambda text: None)
+    assert current(stack, "again")["0"] == 7
 
 
 def test_a_transform_refuses_while_a_replay_is_half_done(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
