@@ -344,10 +344,13 @@ HOSTILE_PAGES: dict[str, hostile_server.Deed] = {
     "gzip damaged": hostile_server.answer(packed(b"x" * 999)[:-8] + bytes(8), Content_Encoding="gzip"),
     "no gzip": hostile_server.answer(b"<html>", Content_Encoding="gzip"),
     "shorter than it says": hostile_server.answer(b"<html>", Content_Length=99),
+    "slow": hostile_server.trickle(hostile_server.head(Content_Type="text/html"), b"x", 0.1),
 }
 
 
-@pytest.mark.parametrize("fault", HOSTILE_PAGES)
+@pytest.mark.parametrize(
+    "fault", [pytest.param(fault, marks=[pytest.mark.long] if fault == "slow" else []) for fault in HOSTILE_PAGES]
+)
 def test_one_hostile_page_keeps_no_other_from_coming(stack: Stack, fault: str) -> None:
     """It is asked for first, never taken for whole, and left to the next crawl, where it is not one of many."""
     books = Encyclopedia(map(wiki.article, BIRDS))
