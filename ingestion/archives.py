@@ -34,6 +34,7 @@ LONGEST_NAME = 1_000  # bytes
 LARGEST_HEADER = 1 << 16  # bytes of a long name or of extended attributes in a tar archive
 ENTRY = 128  # bytes of an entry in a zip archive's directory, with its name, on average
 XZ_MEMORY = 256 * MB
+MOST_TINY = 1_000  # compressed streams of less than a block in one file
 BLOCK = tarfile.BLOCKSIZE
 _LOCAL_HEADER, _DIRECTORY_ENTRY = 30, b"PK\x01\x02"  # bytes before a name in a zip archive, and how an entry begins
 
@@ -100,7 +101,9 @@ class _Limits:
     ratio: int
 
     def exceeded(self, what: str) -> Problem:
-        return Problem(f"{self.archive} {what}", "It may be a bomb; if it is not, raise the source's limit")
+        return Problem(
+            f"{self.archive} {what}", "It may be a bomb; if it is not, split it, or unpack it and read the folder"
+        )
 
     def too_much(self) -> Problem:
         return self.exceeded(f"unpacks to more than {self.unpacked / MB:,.0f} MB")
@@ -404,10 +407,14 @@ _UNPACKERS: dict[bytes, Callable[[], Any]] = {b"\x1f\x8b": _Gunzip, b"BZh": bz2.
 
 
 class _Unpacked(io.RawIOBase):
-    """A compressed file, unpacked as far as it is read; several streams one after another are one."""
+    """A compressed file, unpacked as far as it is read; several streams one after another are one.
+
+    Streams that hold next to nothing cost time that is counted nowhere else: OSError when there are very many of them.
+    """
 
     def __init__(self, file: BinaryIO, make: Callable[[], Any]) -> None:
         self._file, self._make, self._unpack = file, make, make()
+        self._tiny, self._held = 0, 0  # streams that held less than a block, and bytes of the one that is read
 
     def readable(self) -> bool:
         return True
@@ -420,11 +427,15 @@ class _Unpacked(io.RawIOBase):
                 given = (self._unpack.unused_data or self._file.read(CHUNK)).lstrip(b"\0")  # tapes are padded
                 if not given:
                     return 0
-                self._unpack = self._make()
+                self._tiny += self._held < BLOCK
+                if self._tiny > MOST_TINY:
+                    raise OSError(f"more than {MOST_TINY:,} streams of next to nothing")
+                self._unpack, self._held = self._make(), 0
             elif self._unpack.needs_input:
                 given = self._file.read(CHUNK)
                 if not given:
                     raise EOFError("it ends too soon")
             data = self._unpack.decompress(given, len(buffer))
+            self._held += len(data)
         buffer[: len(data)] = data
         return len(data)

@@ -5,7 +5,8 @@ page or a symbolic link that leads out of the root is refused. Hidden files (a p
 listed: they are the litter of file managers and version control.
 
 Web servers are asked through :mod:`ingestion.web` and nothing else, so its rates, bounds and resumed downloads hold
-here too. Other protocols go through fsspec. HDFS is there because fsspec has it, and is untested: it needs a cluster.
+here too. What FTP and SFTP servers say is bounded in bytes and time as well, and checked. HDFS is there because fsspec
+has it, and is untested: it needs a cluster.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ import json
 import os
 import re
 import shutil
+import socket
+import stat
+import struct
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
@@ -32,14 +36,20 @@ import tenacity
 
 from ingestion.contract import STORAGE
 from ingestion.journal import digest
-from storage.errors import Problem
+from storage.errors import Problem, Unusable
 
 if TYPE_CHECKING:
     from storage.settings import Settings
 
 _MOST_ENTRIES = 1_000_000  # a server that makes up names must come to an end
+_MOST_LISTED = 256 << 20  # bytes of a listing
 _TIMEOUT_S = 30.0
+_PATIENCE_S = 300.0  # for a listing, or the first byte of a file; ``_seconds`` gives large files more
+_SLOWEST = 4 << 20  # bytes a second of large files
 _LARGEST = 64 << 30  # bytes of one file
+_SMALL = 64 << 20  # bytes of one that is read in memory
+_PIECE = 1 << 15  # bytes that are asked for at once over SFTP, what every server gives
+_PIECES = 16  # of them under way
 _AT_ONCE = 8  # files of a web server's directory that are asked about side by side
 _TRIES = 4
 
@@ -71,7 +81,8 @@ class Location:
     ``storage`` says more of it (``contract.STORAGE``). Without it S3 is the platform's own object store (the
     ``LYREBIRD_S3_*`` settings); what it leaves out of another one is as AWS clients find it. A web server may have a
     private address, as somebody has named it here; where it redirects may not, unless ``allowed_hosts`` has that host.
-    Raises Problem, in every method, when the location cannot be reached or is not there.
+    Raises Problem, in every method, when the location cannot be reached or is not there; Unusable when the fault is
+    that of the one file.
     """
 
     def __init__(
@@ -143,17 +154,20 @@ class Location:
         with self._told(name):
             return self._root.open(_safe(name, self.url))
 
-    def read(self, name: str) -> bytes:
-        """A file's bytes; for files known to be small."""
-        with self._told(name), self.open(name) as stream:
-            return stream.read()
+    def read(self, name: str, most: int = _SMALL) -> bytes:
+        """A file's bytes, ``most`` of them at most; Unusable when it has more, whatever was said of its size."""
+        with self._told(name), self._root.open(_safe(name, self.url), most) as stream:
+            data = stream.read(most + 1)
+        if len(data) > most:
+            raise _too_large(f"{name} at {self.url}", most)
+        return data
 
-    def read_each(self, names: Iterable[str]) -> Iterator[tuple[str, bytes | Problem]]:
+    def read_each(self, names: Iterable[str], most: int = _SMALL) -> Iterator[tuple[str, bytes | Problem]]:
         """The bytes of many small files, in order; in place of what cannot be read, the reason."""
 
         def read(name: str) -> tuple[str, bytes | Problem]:
             try:
-                return name, self.read(name)
+                return name, self.read(name, most)
             except Problem as problem:
                 return name, problem
 
@@ -187,9 +201,9 @@ class Location:
         try:
             yield
         except FileNotFoundError:
-            raise Problem(f"there is no {where}", "Correct the location, or put the files there") from None
+            raise Unusable(f"there is no {where}", "Correct the location, or put the files there") from None
         except PermissionError:
-            raise Problem(f"may not read {where}", "Grant read access, or give other credentials") from None
+            raise Unusable(f"may not read {where}", "Grant read access, or give other credentials") from None
         except Exception as error:
             if isinstance(error, Problem) or not _is_trouble(error):
                 raise
@@ -213,17 +227,22 @@ class _Root:
     def entry(self, name: str) -> Entry:
         raise NotImplementedError
 
-    def fetch(self, name: str, path: Path) -> None:
-        """Write the file to ``path``."""
-        with self.open(name) as source, path.open("wb") as copy:
-            shutil.copyfileobj(source, copy, 1 << 20)
+    def fetch(self, name: str, path: Path, most: int = _LARGEST) -> None:
+        """Write the file to ``path``. Unusable when it has more than ``most`` bytes."""
+        with self.open(name) as source, path.open("wb") as file:
+            copy = _Copy(file, name, most)
+            while data := source.read(1 << 20):
+                copy.write(data)
 
-    def open(self, name: str) -> BinaryIO:
-        """The file as a stream; where a protocol has none to be trusted, of a copy that is gone when it is closed."""
+    def open(self, name: str, most: int = _LARGEST) -> BinaryIO:
+        """The file as a stream; where a protocol has none to be trusted, of a copy that is gone when it is closed.
+
+        Where a copy is made, it is of ``most`` bytes at most.
+        """
         folder = Path(tempfile.mkdtemp(dir=_scratch()))
         try:
             path = folder / "file"
-            self.fetch(name, path)
+            self.fetch(name, path, most)
             return path.open("rb")
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -249,7 +268,7 @@ class _Folder(_Root):
             below[:] = [name for name in below if deep and not name.startswith(".")]
             for file in files:
                 path = Path(folder) / file
-                if not file.startswith("."):
+                if not file.startswith(".") and (path.is_file() or not path.exists()):  # no pipe, no device
                     yield self._entry(path, path.relative_to(self._path).as_posix())
 
     def entry(self, name: str) -> Entry:
@@ -258,8 +277,11 @@ class _Folder(_Root):
             raise FileNotFoundError(path)
         return self._entry(path, name)
 
-    def open(self, name: str) -> BinaryIO:
-        return self._target(name).open("rb")
+    def open(self, name: str, most: int = _LARGEST) -> BinaryIO:  # noqa: ARG002 - it is no copy
+        path = self._target(name)
+        if path.exists() and not path.is_file():
+            raise Unusable(f"{name} in {self._path} is no ordinary file", "Leave it out of that folder")
+        return path.open("rb")
 
     def _target(self, name: str) -> Path:
         if self._path.is_file() and name == self._path.name:
@@ -267,7 +289,7 @@ class _Folder(_Root):
         path = self._path / name
         target = path.resolve()
         if not target.is_relative_to(self._path.resolve()):
-            raise Problem(
+            raise Unusable(
                 f"{name} in {self._path} is a link to {target}, outside of that folder",
                 "Copy the file in, or name the folder it lies in as the location",
             )
@@ -359,9 +381,9 @@ class _Web(_Root):
     def entry(self, name: str) -> Entry:
         return self._entry(self._address(name), name)
 
-    def fetch(self, name: str, path: Path) -> None:
+    def fetch(self, name: str, path: Path, most: int = _LARGEST) -> None:
         with _missing():
-            self._web.download(self._address(name), path, most=_LARGEST)
+            self._web.download(self._address(name), path, most=most, seconds=min(_seconds(most), 3_600))
 
     def each(self, names: Iterable[str], get: Callable[[str], T]) -> Iterator[T]:
         return self._web.each(names, get, _AT_ONCE)
@@ -411,12 +433,15 @@ def _missing() -> Iterator[None]:
 
 
 class _Remote(_Root):
-    """A folder of a server, through fsspec. What fails in passing is tried again over a new connection."""
+    """A folder of a server. What fails in passing is tried again over a new connection.
+
+    ``connect`` gives a client, which is fsspec's here, and is called anew for every connection.
+    """
 
     def __init__(self, url: str, shown: str, connect: Callable[[], Any]) -> None:
         self._path = "/" + unquote(urlsplit(url).path).strip("/")
         self.name = PurePosixPath(self._path).name
-        self._shown, self._connect, self._files = shown, connect, connect()
+        self._shown, self._connect, self._client = shown, connect, connect()
 
     def walk(self, deep: bool) -> Iterator[Entry]:
         facts = self._tried(lambda: self._info(self._path))
@@ -447,11 +472,13 @@ class _Remote(_Root):
                 yield self._entry(facts, name)
 
     def _list(self, folder: str) -> list[dict[str, Any]]:
-        self._files.invalidate_cache()
-        return list(self._files.ls(folder, detail=True))
+        """What is in a folder: name (a path), type (directory, file, link), size, and mtime where it is told."""
+        self._client.invalidate_cache()
+        return list(self._client.ls(folder, detail=True))
 
     def _info(self, path: str) -> dict[str, Any]:
-        facts: dict[str, Any] = self._files.info(path)
+        """The same facts of one file or folder."""
+        facts: dict[str, Any] = self._client.info(path)
         return facts
 
     def entry(self, name: str) -> Entry:
@@ -460,8 +487,16 @@ class _Remote(_Root):
             raise FileNotFoundError(name)
         return self._entry(facts, name)
 
-    def fetch(self, name: str, path: Path) -> None:
-        self._tried(lambda: self._files.get_file(self._address(name), str(path)))
+    def fetch(self, name: str, path: Path, most: int = _LARGEST) -> None:
+        address = self._address(name)
+
+        def whole() -> None:
+            with self._client.open(address, "rb") as source, path.open("wb") as file:
+                copy = _Copy(file, name, most)
+                while data := source.read(1 << 20):
+                    copy.write(data)
+
+        self._tried(whole, _seconds(most), name)
 
     def _address(self, name: str) -> str:
         base = self._path.rstrip("/")
@@ -471,55 +506,95 @@ class _Remote(_Root):
     def _is_file(self) -> bool:
         return bool(self._tried(lambda: self._info(self._path))["type"] == "file")
 
-    def _tried(self, call: Callable[[], T]) -> T:
-        def again(_: tenacity.RetryCallState) -> None:
-            with suppress(Exception):  # the try that follows says what is wrong
-                self._files = self._connect()
+    def _tried(self, call: Callable[[], T], seconds: float = 0, what: str = "its listing") -> T:
+        """``call``, again while the world is at fault, each time so many seconds (``_PATIENCE_S`` when 0) and no more.
+
+        Raises Unusable when it takes longer, and for answers that make no sense.
+        """
+        from ingestion.wire import Alarm
+
+        limit, what = seconds or _PATIENCE_S, " ".join(what.split())
+
+        def once() -> T:
+            try:
+                with Alarm(limit, self._cut) as alarm:
+                    try:
+                        return call()
+                    except Exception:
+                        if not alarm.rang:
+                            raise
+                raise Unusable(f"{self._shown} takes longer than {limit:,.0f} seconds for {what}", "Run it again later")
+            except Problem:
+                self._renew()  # what was left in the middle would answer the next question
+                raise
+            except _NONSENSE as error:
+                self._renew()
+                said = f"{type(error).__name__}: {error!s:.100}"
+                raise Unusable(
+                    f"{self._shown} gives {what} in a way that makes no sense: {said}",
+                    "Look at the names and the listing with another client",
+                ) from None
 
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(_may_pass),
             stop=tenacity.stop_after_attempt(_TRIES),
             wait=tenacity.wait_exponential_jitter(multiplier=0.2, max=10, jitter=0.2),
-            before_sleep=again,
+            before_sleep=lambda _: self._renew(),
             reraise=True,
         )
-        found: T = retrying(call)
+        found: T = retrying(once)
         return found
+
+    def _cut(self) -> None:
+        """End the connection, from another thread."""
+
+    def _renew(self) -> None:
+        with suppress(Exception):  # the call that follows says what is wrong
+            self._client = self._connect()
 
     @staticmethod
     def _entry(facts: Mapping[str, Any], name: str) -> Entry:
-        size = int(facts["size"]) if facts.get("size") is not None else None
+        size = facts.get("size")
         changed = facts.get("mtime") or facts.get("modify")
         mark = changed.isoformat() if isinstance(changed, datetime) else changed
         return Entry(name, size, f"{mark}-{size}" if mark else None)
 
 
 class _Ftp(_Remote):
-    """An FTP server. fsspec lists; files come through its connection, and go on where they were cut.
-
-    Its own way to fetch a file looks through the listing of the whole folder first, for every file.
-    """
+    """An FTP server; ``connect`` gives an ``ftplib.FTP`` (:func:`_ftp`). Files go on where they were cut."""
 
     def _list(self, folder: str) -> list[dict[str, Any]]:
-        with self._there():
-            return super()._list(folder)
+        try:
+            found = map(_mlsd, self._lines(f"MLSD {folder}"))
+        except ftplib.error_perm:  # it knows no MLSD, which is of RFC 3659
+            found = map(_ls, self._lines(f"LIST {folder}"))
+        base = folder.rstrip("/")
+        return [one | {"name": f"{base}/{one['name'].lstrip('/')}"} for one in found if one]
+
+    def _lines(self, command: str) -> list[str]:
+        lines, size = list[str](), 0
+
+        def take(line: str) -> None:
+            nonlocal size
+            size += len(line)
+            _count(len(lines), self._shown, size)
+            lines.append(line)
+
+        self._client.retrlines(command, take)
+        return lines
 
     def _info(self, path: str) -> dict[str, Any]:
-        with self._there():
-            return super()._info(path)
-
-    @contextmanager
-    def _there(self) -> Iterator[None]:
-        """fsspec says of every trouble with a listing that there is none; a connection that is lost fails here."""
-        try:
-            yield
-        except FileNotFoundError:
-            self._files.ftp.voidcmd("NOOP")
-            raise
+        if path == "/":
+            return {"name": "/", "type": "directory"}
+        parent = str(PurePosixPath(path).parent)
+        for one in self._list(parent):
+            if one["name"] == path:
+                return one
+        raise FileNotFoundError(path)
 
     def entry(self, name: str) -> Entry:
         path = self._address(name)
-        return self._entry(self._tried(lambda: self._facts(path)), name)
+        return self._entry(self._tried(lambda: self._facts(path), what=name), name)
 
     def _facts(self, path: str) -> dict[str, Any]:
         size = self._size(path)
@@ -530,56 +605,163 @@ class _Ftp(_Remote):
             return listed
         facts: dict[str, Any] = {"size": size}
         with suppress(ftplib.error_perm):  # not every server tells the time
-            facts["modify"] = self._files.ftp.voidcmd(f"MDTM {path}").split()[-1]
+            facts["modify"] = self._client.voidcmd(f"MDTM {path}").split()[-1]
         return facts
 
     def _size(self, path: str) -> int | None:
         """The file's size; None of a server that does not know the question, which is of RFC 3659."""
-        ftp = self._files.ftp
-        ftp.voidcmd("TYPE I")
+        self._client.voidcmd("TYPE I")
         try:
-            size: int | None = ftp.size(path)
+            size: int | None = self._client.size(path)
         except ftplib.error_perm as error:
             if str(error)[:3] not in ("500", "502"):
                 raise
             return None
         return size
 
-    def _tried(self, call: Callable[[], T]) -> T:
+    def _tried(self, call: Callable[[], T], seconds: float = 0, what: str = "its listing") -> T:
         try:
-            return super()._tried(call)
+            return super()._tried(call, seconds, what)
         except ftplib.error_perm as error:
             said = str(error)
             if said.startswith("550"):  # RFC 959: the file is not there, or not for this user
                 raise FileNotFoundError(said) from None
             raise PermissionError(said) if said.startswith("53") else error from None
 
-    def fetch(self, name: str, path: Path) -> None:
+    def _cut(self) -> None:
+        self._client.cut()
+
+    def fetch(self, name: str, path: Path, most: int = _LARGEST) -> None:
         address = self._address(name)
         with path.open("wb") as file:
+            copy = _Copy(file, name, most)
 
             def rest() -> None:
-                ftp = self._files.ftp
-                ftp.retrbinary(f"RETR {address}", file.write, 1 << 16, rest=file.tell() or None)
-                if (size := self._size(address)) is not None and size != file.tell():
-                    raise EOFError(f"gave {file.tell():,} of {size:,} bytes")
+                self._client.retrbinary(f"RETR {address}", copy.write, 1 << 16, rest=copy.size or None)
+                if (size := self._size(address)) is not None and size != copy.size:
+                    raise EOFError(f"gave {copy.size:,} of {size:,} bytes")
 
-            self._tried(rest)
+            self._tried(rest, _seconds(most), name)
+
+
+def _mlsd(line: str) -> dict[str, Any] | None:
+    """A line of MLSD (RFC 3659, 7.2); None for the folder itself and the one above. KeyError and ValueError."""
+    given, _, name = line.rstrip("\r\n").partition(" ")
+    facts = dict(one.lower().split("=", 1) for one in given.split(";") if "=" in one)
+    if facts["type"] in ("cdir", "pdir") or name in (".", ".."):
+        return None
+    kind = {"dir": "directory", "file": "file"}.get(facts["type"], "link" if "link" in facts["type"] else "file")
+    size = _natural(facts["size"]) if kind == "file" else 0
+    return {"name": name, "type": kind, "size": size, "modify": facts.get("modify")}
+
+
+def _ls(line: str) -> dict[str, Any] | None:
+    """A line of LIST as ``ls -l`` writes it; None for others, such as those that the name of a file makes."""
+    parts = line.split(maxsplit=8)
+    if len(parts) < 9 or not re.fullmatch(r"[0-9]{1,18}", parts[4]) or parts[8] in (".", ".."):
+        return None
+    name = parts[8].split(" -> ", 1)[0] if parts[0][0] == "l" else parts[8]
+    kind = "directory" if parts[0][0] == "d" else "file"
+    return {"name": name, "type": kind, "size": int(parts[4]), "modify": " ".join(parts[5:8])}
+
+
+def _natural(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,18}", text):
+        raise ValueError(f"a size of {text[:40]!r}")
+    return int(text)
+
+
+class _FtpClient(ftplib.FTP):
+    """A client whose answers have an end, and which another thread can cut off."""
+
+    data: socket.socket | None = None
+    _lines = 0
+
+    def ntransfercmd(self, cmd: str, rest: int | str | None = None) -> tuple[socket.socket, int | None]:
+        self.data, size = super().ntransfercmd(cmd, rest)
+        return self.data, size
+
+    def getresp(self) -> str:
+        self._lines = 0
+        return super().getresp()
+
+    def getline(self) -> str:
+        self._lines += 1
+        if self._lines > 1_000:
+            raise ftplib.error_proto("an answer of more than 1,000 lines")  # noqa: S321 - an error
+        return super().getline()
+
+    def cut(self) -> None:
+        for one in (self.data, self.sock):
+            with suppress(OSError):
+                if one is not None:
+                    one.shutdown(socket.SHUT_RDWR)
+
+
+class _FtpTlsClient(_FtpClient, ftplib.FTP_TLS):
+    pass
 
 
 def _ftp(url: str, shown: str, storage: Mapping[str, Any]) -> _Root:
-    from fsspec.implementations.ftp import FTPFileSystem
+    from ingestion.wire import Alarm
 
     parts = urlsplit(url)
     tls = bool(storage.get("tls", parts.scheme.lower() == "ftps"))
-    return _Ftp(
-        url,
-        shown,
-        lambda: FTPFileSystem(
-            parts.hostname or "", parts.port or 21, *_who(parts, storage), timeout=_TIMEOUT_S, tls=tls,
-            skip_instance_cache=True,
-        ),
-    )  # fmt: skip
+    username, password = _who(parts, storage)
+
+    def connect() -> _FtpClient:
+        client = (_FtpTlsClient if tls else _FtpClient)(timeout=_TIMEOUT_S, encoding="utf-8")
+        with Alarm(_PATIENCE_S, client.cut):
+            client.connect(parts.hostname or "", parts.port or 21)
+            client.login(username or "", password or "")
+            if isinstance(client, ftplib.FTP_TLS):
+                client.prot_p()
+        return client
+
+    return _Ftp(url, shown, connect)
+
+
+class _Sftp(_Remote):
+    """An SFTP server. fsspec connects; its way to list and to fetch has as many things in memory as the server says."""
+
+    def _list(self, folder: str) -> list[dict[str, Any]]:
+        found, size = list[dict[str, Any]](), 0
+        for one in self._client.ftp.listdir_iter(folder):
+            size += len(one.filename) + len(one.longname or "")
+            _count(len(found), self._shown, size)
+            found.append(self._facts(f"{folder.rstrip('/')}/{one.filename}", one))
+        return found
+
+    def _info(self, path: str) -> dict[str, Any]:
+        return self._facts(path, self._client.ftp.stat(path))
+
+    @staticmethod
+    def _facts(path: str, one: Any) -> dict[str, Any]:
+        mode = one.st_mode or 0
+        kind = "directory" if stat.S_ISDIR(mode) else "link" if stat.S_ISLNK(mode) else "file"
+        changed = datetime.fromtimestamp(one.st_mtime, UTC) if one.st_mtime is not None else None
+        return {"name": path, "type": kind, "size": one.st_size, "mtime": changed}
+
+    def _cut(self) -> None:
+        self._client.client.close()
+
+    def fetch(self, name: str, path: Path, most: int = _LARGEST) -> None:
+        address = self._address(name)
+
+        def whole() -> None:
+            with self._client.ftp.open(address, "rb") as source, path.open("wb") as file:
+                copy, size = _Copy(file, name, most), int(source.stat().st_size)
+                if size > most:
+                    raise _too_large(name, most)
+                while copy.size < size:
+                    end = min(copy.size + _PIECES * _PIECE, size)
+                    asked = [(start, min(_PIECE, end - start)) for start in range(copy.size, end, _PIECE)]
+                    for (_, length), piece in zip(asked, source.readv(asked), strict=True):
+                        copy.write(piece)
+                        if len(piece) != length:  # paramiko would wait for the rest for ever
+                            raise EOFError(f"gave {copy.size:,} of {size:,} bytes")
+
+        self._tried(whole, _seconds(most), name)
 
 
 def _sftp(url: str, shown: str, storage: Mapping[str, Any]) -> _Root:
@@ -614,11 +796,13 @@ def _sftp(url: str, shown: str, storage: Mapping[str, Any]) -> _Root:
         **dict.fromkeys(("timeout", "banner_timeout", "auth_timeout", "channel_timeout"), _TIMEOUT_S),
         **({"allow_agent": False, "look_for_keys": False} if password else {}),
     }
-    return _Remote(
-        url,
-        shown,
-        lambda: SFTPFileSystem(parts.hostname or "", host_key_policy=Known(), skip_instance_cache=True, **options),
-    )
+
+    def connect() -> Any:
+        files = SFTPFileSystem(parts.hostname or "", host_key_policy=Known(), skip_instance_cache=True, **options)
+        files.ftp.get_channel().settimeout(_TIMEOUT_S)
+        return files
+
+    return _Sftp(url, shown, connect)
 
 
 def _hdfs(url: str, shown: str, storage: Mapping[str, Any]) -> _Root:
@@ -689,7 +873,7 @@ class _Bucket(_Root):
             raise FileNotFoundError(name)
         return Entry(name, facts.size, self._etag(facts))
 
-    def open(self, name: str) -> BinaryIO:
+    def open(self, name: str, most: int = _LARGEST) -> BinaryIO:  # noqa: ARG002 - it is no copy
         return cast(BinaryIO, self._files.open(self._path(name), "rb"))
 
     def _path(self, name: str) -> str:
@@ -736,18 +920,40 @@ def _root(url: str, shown: str, settings: Settings | None, storage: Mapping[str,
     return {"ftp": _ftp, "sftp": _sftp, "hdfs": _hdfs}[scheme](url, shown, storage)
 
 
-def _count(number: int, url: str) -> None:
-    """Raises Problem past what a location may list."""
-    if number > _MOST_ENTRIES:
+def _count(number: int, url: str, size: int = 0) -> None:
+    """Raises Problem past what a location may list: so many files, and so many bytes of listing."""
+    if number > _MOST_ENTRIES or size > _MOST_LISTED:
         shown = re.sub(r"//[^/@]*@", "//", url)
         raise Problem(f"{shown} lists more than {_MOST_ENTRIES:,} files", "Name a folder below it")
+
+
+def _seconds(most: int) -> float:
+    """What a file of so many bytes may take."""
+    return _PATIENCE_S + most / _SLOWEST
+
+
+def _too_large(what: str, most: int) -> Unusable:
+    return Unusable(f"{what} has more than {most:,} bytes, which are allowed", "Look at that file; leave it out")
+
+
+class _Copy:
+    """A file as it is written, up to ``most`` bytes: then Unusable."""
+
+    def __init__(self, file: BinaryIO, name: str, most: int) -> None:
+        self._file, self._name, self._most, self.size = file, name, most, 0
+
+    def write(self, data: bytes) -> None:
+        self.size += len(data)
+        if self.size > self._most:
+            raise _too_large(self._name, self._most)
+        self._file.write(data)
 
 
 def _safe(name: str, url: str) -> str:
     """The name, if it stays below the root."""
     parts = name.split("/")
     if name.startswith("/") or "\\" in name or "\x00" in name or any(part in ("", ".", "..") for part in parts):
-        raise Problem(
+        raise Unusable(
             f"{name!r} is not a name below {url}", "Use a relative name with / between folders and without .."
         )
     return name
@@ -763,6 +969,10 @@ def _matcher(pattern: str) -> Any:
 def _is_trouble(error: Exception) -> bool:
     """Whether it is the world's fault and not the program's: a network, server or file system error."""
     return isinstance(error, (OSError, EOFError, ftplib.Error)) or type(error).__module__.startswith("paramiko.")
+
+
+# What libraries make of answers that keep to no protocol.
+_NONSENSE = (ValueError, LookupError, TypeError, OverflowError, struct.error)
 
 
 def _may_pass(error: BaseException) -> bool:

@@ -43,7 +43,7 @@ import urllib3
 from requests_hardened.ip_filter import InvalidIPAddress
 
 from ingestion import wire
-from storage.errors import Problem
+from storage.errors import Problem, Unusable
 from storage.settings import Settings, home
 
 CONNECT_S = 10.0
@@ -94,7 +94,7 @@ class Web:
     ``rate`` is as in the ``limits`` library, e.g. ``1/second``; ``allowed`` names hosts (``host`` or ``host:port``)
     that may have private addresses. ``patience`` is how many seconds the head of an answer may take, and a pause in
     its body; ``rest`` for how many a host that keeps failing is left alone; ``sleep`` waits.
-    Every method raises Problem for what cannot be had.
+    Every method raises Problem for what cannot be had: Unusable when that is the fault of the thing asked for.
     """
 
     def __init__(
@@ -139,7 +139,8 @@ class Web:
                     return None
                 _accept(response, types)
                 body = bytearray()
-                for chunk in wire.unpacked(response, most, wire.body(response, most, seconds)):
+                coding = response.headers.get("Content-Encoding", "")
+                for chunk in wire.unpacked(response.url, coding, most, wire.body(response, most, seconds)):
                     body += chunk
                 return _answer(response, bytes(body), len(body))
 
@@ -239,7 +240,8 @@ class Web:
         elif status not in _expected(wanted):
             response.close()
             what = f"answered {status} {http.client.responses.get(status, '')}".strip()
-            raise Problem(f"{wire.shown(url)} {'leads on and on' if response.is_redirect else what}", wire.ADVICE)
+            kind = Problem if status >= HTTPStatus.INTERNAL_SERVER_ERROR else Unusable
+            raise kind(f"{wire.shown(url)} {'leads on and on' if response.is_redirect else what}", wire.ADVICE)
         return response
 
     def _tried(self, url: str, once: Callable[[], T]) -> T:
@@ -261,7 +263,7 @@ class Web:
             with self._breaker(wire.host(url)).calling():  # not .call(), which lets one thread through at a time
                 found: T = retrying(once)
         except InvalidIPAddress as error:
-            raise Problem(
+            raise Unusable(
                 f"{wire.shown(url)} leads to a private address, {error}",
                 "If that is meant, name that host, or host:port, in the source's option `allowed_hosts`",
             ) from None
@@ -274,7 +276,8 @@ class Web:
             when = f" and asks to wait {error.seconds:,.0f} seconds" if error.seconds else ""
             raise Problem(f"{wire.shown(url)} {error}{when}", "Run it again later") from None
         except (requests.RequestException, urllib3.exceptions.HTTPError, UnicodeError, ValueError) as error:
-            raise Problem(f"cannot read {wire.shown(url)}: {wire.reason(error)}", wire.ADVICE) from None
+            kind = Problem if isinstance(error, _SERVERS) else Unusable
+            raise kind(f"cannot read {wire.shown(url)}: {wire.reason(error)}", wire.ADVICE) from None
         return found
 
     def wait_for_turn(self, host: str) -> None:
@@ -390,7 +393,7 @@ class _Partial:
             self.file.seek(0)
             if hashlib.file_digest(self.file, "sha256").hexdigest() != sha256.lower():
                 self._forget()
-                raise Problem(
+                raise Unusable(
                     f"{wire.shown(self._url)} is damaged: its SHA-256 is not the one announced", "Run it again"
                 )
         self.file.flush()
@@ -421,7 +424,7 @@ def _accept(response: requests.Response, types: Collection[str]) -> None:
     """Raises Problem when an answer that is no error has another content type than wanted."""
     found = _content_type(response)
     if types and response.ok and found not in types:
-        raise Problem(
+        raise Unusable(
             f"{wire.shown(response.url)} gave {found[:80] or 'no content type'}, not {' or '.join(sorted(types))}",
             "Look at the page: it may be an error in another form, or the interface has changed",
         )
@@ -480,14 +483,14 @@ def _pause(state: tenacity.RetryCallState) -> float:
     return max(_growing(state), (error.seconds or 0.0) if isinstance(error, _Busy) else 0.0)
 
 
-_PASSING = (
+_SERVERS = (  # trouble of a server, or of the way to it
     requests.ConnectionError,
     requests.Timeout,
     urllib3.exceptions.ProtocolError,
     urllib3.exceptions.TimeoutError,
-    urllib3.exceptions.DecodeError,
     urllib3.exceptions.SSLError,
 )
+_PASSING = (*_SERVERS, urllib3.exceptions.DecodeError)
 
 
 def _may_pass(error: BaseException) -> bool:

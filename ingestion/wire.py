@@ -20,10 +20,12 @@ from urllib.parse import urlsplit
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
+from requests.auth import HTTPBasicAuth
+from requests.utils import get_auth_from_url
 from requests_hardened.ip_filter_adapter import IPFilterAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
-from storage.errors import Problem
+from storage.errors import Unusable
 
 AGENT = "lyrebird/0.1 (data platform; respects robots.txt and Retry-After)"
 ADVICE = "Check the address, and that the server answers; `lyrebird ledger` keeps what failed"
@@ -36,6 +38,7 @@ def session(allowed: Collection[str]) -> requests.Session:
     It follows no redirects and asks for gzip. Its read timeout holds for the whole head of an answer.
     """
     made = _Session()
+    made.auth = _of_the_address
     made.headers.update({"User-Agent": AGENT, "Accept-Encoding": "gzip"})
     for scheme in ("https", "http"):
         made.mount(f"{scheme}://", _Guard(scheme == "https", allowed))
@@ -43,35 +46,41 @@ def session(allowed: Collection[str]) -> requests.Session:
 
 
 def body(response: requests.Response, most: int, seconds: float) -> Iterator[bytes]:
-    """The body as it comes over the wire, in pieces. urllib3's errors when it was cut, Problem when it is too much."""
+    """The body as it comes over the wire, in pieces. urllib3's errors when it was cut, Unusable when it is too much
+    or takes too long.
+    """
     size = response.raw.length_remaining or 0  # what it says, until we know
     if size > most:
-        raise _too_much(response)
+        raise _too_much(response.url)
     size = 0
-    with _Alarm(seconds, response.raw.shutdown) as alarm:
+    with Alarm(seconds, response.raw.shutdown) as alarm:
         try:
             while not alarm.rang and (chunk := response.raw.read1(CHUNK, decode_content=False)):
                 size += len(chunk)
                 if size > most:
-                    raise _too_much(response)
+                    raise _too_much(response.url)
                 yield chunk
         except urllib3.exceptions.HTTPError:
             if not alarm.rang:
                 raise
     if alarm.rang:
-        raise Problem(f"{shown(response.url)} takes longer than {seconds:,.0f} seconds", "Run it again later")
+        raise Unusable(f"{shown(response.url)} takes longer than {seconds:,.0f} seconds", "Run it again later")
     if not size and response.raw.length_remaining is None and not response.raw.chunked:
         raise urllib3.exceptions.ProtocolError("the connection ended before the answer did")  # within its head
 
 
-def unpacked(response: requests.Response, most: int, chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The body without its gzip. urllib3 could do it, but takes a stream that was cut off for a whole one."""
-    coding = response.headers.get("Content-Encoding", "").strip().lower()
+def unpacked(url: str, coding: str, most: int, chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """A body without its ``Content-Encoding``, which may be gzip.
+
+    urllib3's errors when it is damaged or was cut off, which urllib3 itself and Scrapy take for whole; Unusable when it
+    unpacks to more than ``most`` bytes, or is packed in another way.
+    """
+    coding = coding.strip().lower()
     if coding in ("", "identity"):
         yield from chunks
         return
     if coding not in ("gzip", "x-gzip"):
-        raise Problem(f"{shown(response.url)} gave the encoding {coding[:40]!r}, which nobody asked for", ADVICE)
+        raise Unusable(f"{shown(url)} gave the encoding {coding[:40]!r}, which nobody asked for", ADVICE)
     size, unzip = 0, zlib.decompressobj(wbits=31)
     try:
         for chunk in chunks:
@@ -83,7 +92,7 @@ def unpacked(response: requests.Response, most: int, chunks: Iterable[bytes]) ->
                 rest = unzip.unconsumed_tail or unzip.unused_data
                 size += len(piece)
                 if size > most:
-                    raise _too_much(response)
+                    raise _too_much(url)
                 yield piece
     except zlib.error as error:
         raise urllib3.exceptions.DecodeError(f"damaged gzip: {error}") from error
@@ -91,8 +100,11 @@ def unpacked(response: requests.Response, most: int, chunks: Iterable[bytes]) ->
         raise urllib3.exceptions.ProtocolError("the gzip stream was cut off")
 
 
-def _too_much(response: requests.Response) -> Problem:
-    return Problem(f"{shown(response.url)} gives more bytes than are allowed", "Raise the source's limit if it may")
+def _too_much(url: str) -> Unusable:
+    return Unusable(
+        f"{shown(url)} gives more bytes than are allowed",
+        "Look at what that address gives; if it is meant, the limit is in the source's file in ingestion/sources",
+    )
 
 
 def host(url: str) -> str:
@@ -126,6 +138,12 @@ class _Session(requests.Session):
         return None
 
 
+def _of_the_address(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """User and password of the address itself. Left alone, requests looks into .netrc, for any host we are led to."""
+    user, password = get_auth_from_url(request.url or "")
+    return HTTPBasicAuth(user, password)(request) if user or password else request
+
+
 class _Guard(IPFilterAdapter):  # type: ignore[misc]  # the library has no types
     """Connects to public addresses, and to the private ones of hosts that are allowed."""
 
@@ -150,7 +168,7 @@ class _BriefHead:
 
     def getresponse(self) -> Any:
         here: Any = self
-        with _Alarm(here.timeout, here.sock.shutdown, socket.SHUT_RDWR) as alarm:
+        with Alarm(here.timeout, here.sock.shutdown, socket.SHUT_RDWR) as alarm:
             response = super().getresponse()  # type: ignore[misc]
         if alarm.rang:  # http.client takes the end of the connection for the end of the head
             raise TimeoutError("the head of the answer took too long")
@@ -165,7 +183,7 @@ class _BriefTls(_BriefHead, HTTPSConnection):
     pass
 
 
-class _Alarm:
+class Alarm:
     """Calls a function in so many seconds, unless the block has been left by then."""
 
     def __init__(self, seconds: float, call: Callable[..., object], *args: object) -> None:

@@ -1,4 +1,4 @@
-"""The one error that a user is meant to see."""
+"""The errors that a user is meant to see."""
 
 
 class Problem(Exception):
@@ -11,3 +11,10 @@ class Problem(Exception):
         super().__init__(f"{what}. {remedy}" if remedy else what)
         self.what = what
         self.remedy = remedy
+
+
+class Unusable(Problem):
+    """One thing is at fault, and not the server that has it: refused, too large, too slow, damaged, not there.
+
+    Others of its kind may well be had.
+    """

@@ -25,6 +25,10 @@ _HERE = "ingestion.scrapers"
 
 SETTINGS: dict[str, Any] = {
     "USER_AGENT": wire.AGENT,
+    "DEFAULT_REQUEST_HEADERS": {
+        "Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8",
+        "Accept-Encoding": "gzip",
+    },
     "ROBOTSTXT_OBEY": True,
     "ROBOTSTXT_USER_AGENT": "lyrebird",
     "AUTOTHROTTLE_ENABLED": True,
@@ -38,6 +42,7 @@ SETTINGS: dict[str, Any] = {
         f"{_HERE}.manners.Robots": 100,
         "scrapy.downloadermiddlewares.httpauth.HttpAuthMiddleware": None,
         "scrapy.downloadermiddlewares.retry.RetryMiddleware": None,  # Landing does it, for Retry-After
+        "scrapy.downloadermiddlewares.httpcompression.HttpCompressionMiddleware": None,  # Wire unpacks
         "scrapy.downloadermiddlewares.redirect.MetaRefreshMiddleware": None,
         "scrapy.downloadermiddlewares.httpproxy.HttpProxyMiddleware": None,  # a proxy would resolve names for us
     },

@@ -21,6 +21,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import urlsplit
 
 from psycopg2.extensions import cursor
 from pydantic import SecretStr
@@ -29,6 +30,7 @@ from ingestion import paging, rows
 from ingestion.contract import Bad, BadPage, Context, Landed, Page
 from ingestion.journal import digest
 from ingestion.scrapers.frontier import LEAF, Frontier, Visit
+from ingestion.trouble import FEW
 from storage.errors import Problem
 from storage.roles import KEPT, KEPT_OURS, PR_SET_PDEATHSIG, QUIET
 from storage.settings import Settings
@@ -65,8 +67,9 @@ def crawl(
     """Ask for all that the spider finds, or for what is left of it. None while the last crawl has yet to rest.
 
     ``question`` is what makes it another crawl; ``arguments`` are for the spider. Leaves may be missing at their
-    server; any other page that cannot be had is a Problem, and so is trouble that may pass. The next run goes on from
-    there.
+    server; any other page that cannot be had is a Problem, and so is trouble of the server, which passes: the next run
+    goes on from there. Where the server gave other leaves, the trouble is with the one: a few of those are among the
+    visits, as failed, and more of them are left to the next crawl.
     """
     with closing(Frontier(context.settings, source, context.resource.name)) as frontier:
         found = frontier.under_way()
@@ -93,7 +96,7 @@ def crawl(
             _run(order, context)
             _check(frontier, found.name, source)
             ended = frontier.end(found.name)
-        return Done(found.name, ended.isoformat(), frontier.visits(found.name))
+        return Done(found.name, ended.isoformat(), _fit(frontier.visits(found.name), context.progress))
 
 
 def forget(context: Context, source: str, name: str) -> None:
@@ -175,17 +178,32 @@ def _rests(context: Context) -> bool:
     return bool(ended) and datetime.now(UTC) - datetime.fromisoformat(ended) < timedelta(hours=hours)
 
 
+def _fit(visits: list[Visit], progress: Callable[[str], None]) -> list[Visit]:
+    """The visits without those failed ones that are more than a few and may be had by the next crawl."""
+    passing = [visit for visit in visits if visit.state == "failed" and not visit.lasting]
+    left = {visit.fingerprint for visit in passing[sum(visit.state == "landed" for visit in visits) // FEW :]}
+    if left:
+        progress(f"{passing[-1].url} {passing[-1].reason}; {len(left):,} pages are left to the next crawl")
+    return [visit for visit in visits if visit.fingerprint not in left]
+
+
 def _check(frontier: Frontier, name: str, source: str) -> None:
-    """Raise Problem for what could not be had."""
+    """Raise Problem for what could not be had, but for leaves that are at fault themselves."""
     from ingestion import wire
 
     failed = frontier.visits(name, state="failed")
-    missing = [visit for visit in failed if not (visit.lasting and visit.callback == LEAF)]
+    given = {urlsplit(visit.url).netloc for visit in frontier.visits(name, LEAF, "landed")}
+    waits = frontier.waits(name)
+    missing = [
+        visit
+        for visit in failed
+        if visit.callback != LEAF or not (visit.lasting or (urlsplit(visit.url).netloc in given and not waits))
+    ]
     if missing:
         first, rest = missing[0], f", and {len(missing) - 1:,} more" if len(missing) > 1 else ""
         advice = wire.ADVICE if first.lasting else "Run it again later: it goes on from there"
         raise Problem(f"{source}: {wire.shown(first.url)} {first.reason}{rest}", advice)
-    if frontier.waits(name) or not frontier.counts(name):
+    if waits or not frontier.counts(name):
         raise Problem(f"{source}: the crawl was stopped before its end", "Run it again: it goes on from there")
 
 

@@ -148,12 +148,14 @@ class Frontier:
     def resume(self, crawl: str) -> None:
         """What a crawler that is no more had taken waits again, and so does what failed and may be had by now.
 
-        A leaf that cannot be had may stay so; a page that leads on cannot be done without.
+        A leaf that cannot be had may stay so; a page that leads on cannot be done without. What failed comes after the
+        others: several that never come would have the server taken for away before those behind them are asked for.
         """
         with self._transaction() as sql:
             sql.execute(
                 """
-                update ops.frontier set state = 'waiting', tries = 0, reason = null
+                update ops.frontier set state = 'waiting', tries = 0, reason = null,
+                    priority = priority - (state = 'failed')::int
                 where crawl = %s
                   and (state = 'taken' or (state = 'failed' and not (lasting and request ->> 'callback' = %s)))
                 """,

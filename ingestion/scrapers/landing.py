@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import Any, Self
 from urllib.parse import urlsplit
 
+import urllib3
 from scrapy import Request, Spider
 from scrapy.crawler import Crawler
 from scrapy.exceptions import (
@@ -35,7 +36,7 @@ from ingestion.journal import BUCKET
 from ingestion.scrapers.frontier import Frontier, Visit, Wanted
 from ingestion.scrapers.manners import Resolver, Robots, Turnstile, Wire
 from ingestion.web import BUSY, FAILURES, LONGEST_WAIT_S, TRIES, retry_after
-from storage.errors import Problem
+from storage.errors import Problem, Unusable
 from storage.objects import Objects
 
 PASSING = (
@@ -45,6 +46,8 @@ PASSING = (
     DownloadTimeoutError,
     ResponseDataLossError,
     OSError,
+    urllib3.exceptions.ProtocolError,  # of gzip: cut off, and damaged
+    urllib3.exceptions.DecodeError,
 )
 
 
@@ -265,6 +268,8 @@ class Landing:
         return response
 
     async def process_exception(self, request: Request, exception: Exception) -> Request | None:
+        if isinstance(exception, Unusable):
+            raise Lost(exception.what.removeprefix(wire.shown(request.url)).strip(), lasting=True)
         if isinstance(exception, (IgnoreRequest, Problem)):
             return None
         if isinstance(exception, CannotResolveHostError) and (refused := _refused(request.url)):

@@ -2,7 +2,8 @@
 
 Scrapy's own throttle, cache policy and robots.txt are used where they do the right thing. Here is what they lack: a
 rate that all workers share, ``Retry-After``, no private addresses, a robots.txt that cannot be had taken for a
-prohibition (RFC 9309, 2.3.1.4), and a cache that a kill does not spoil.
+prohibition (RFC 9309, 2.3.1.4), gzip that was cut off or damaged not taken for a whole page, and a cache that a kill
+does not spoil.
 """
 
 from __future__ import annotations
@@ -54,7 +55,11 @@ class Turnstile(Web):
 
 
 class Wire(HTTP11DownloadHandler):
-    """Download handler: a request waits for its turn, and for what its host asked, until the moment it is sent."""
+    """Download handler: a request waits for its turn, and for what its host asked, until the moment it is sent.
+
+    A page is unpacked here, before the cache: what is damaged must not be kept there. Raises what :mod:`ingestion.wire`
+    raises for it.
+    """
 
     not_before: ClassVar[dict[str, float]] = {}  # host -> time.monotonic() until which it wants to be left alone
 
@@ -67,7 +72,21 @@ class Wire(HTTP11DownloadHandler):
         while (seconds := self.not_before.get(host, 0.0) - time.monotonic()) > 0:
             await asyncio.sleep(seconds)
         await asyncio.to_thread(self._crawler.spider.turnstile.turn, host)  # type: ignore[union-attr]
-        return await super().download_request(request)
+        response = await super().download_request(request)
+        return await asyncio.to_thread(_unpacked, response, self._crawler.settings.getint("DOWNLOAD_MAXSIZE"))
+
+
+def _unpacked(response: Response, most: int) -> Response:
+    """An answer whose body is as the page is; other bodies than those of pages are of no use, and empty."""
+    coding = b", ".join(response.headers.getlist("Content-Encoding")).decode("latin-1")
+    if not coding:
+        return response
+    body = b""
+    if response.status == 200:
+        body = b"".join(wire.unpacked(response.url, coding, most, [response.body]))
+    del response.headers["Content-Encoding"]
+    kind = responsetypes.from_args(headers=response.headers, url=response.url, body=body)
+    return response.replace(cls=kind, body=body)
 
 
 class Robots(RobotsTxtMiddleware):
@@ -187,8 +206,8 @@ class Cache:
             head = json.loads(line)
         except (FileNotFoundError, ValueError):
             return None
-        if hashlib.sha256(body).hexdigest() != head["sha256"]:
-            return None
+        if hashlib.sha256(body).hexdigest() != head["sha256"] or "Content-Encoding" in head["headers"]:
+            return None  # cut, or still packed as it came, as all were kept once
         headers = Headers({name: [value.encode("latin-1") for value in all_] for name, all_ in head["headers"].items()})
         kind = responsetypes.from_args(headers=headers, url=head["url"], body=body)
         return kind(url=head["url"], status=head["status"], headers=headers, body=body)

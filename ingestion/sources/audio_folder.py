@@ -152,7 +152,7 @@ def _fetch_audio(context: Context) -> Iterator[Page | Gone]:
         small = entry.size is not None and entry.size <= _IN_MEMORY
         yield Page(
             name=entry.name,
-            body=location.read(entry.name) if small else location.fetch(entry.name),
+            body=location.read(entry.name, _IN_MEMORY) if small else location.fetch(entry.name),
             cursor=cursor,
             content_type=audio.CONTENT_TYPES[suffix],
             meta={"file": entry.name, "etag": entry.etag},

@@ -6,25 +6,28 @@ may unpack to), what is too large and what does not begin as MIDI does goes to q
 file can be played shows in ``derive/notes``, which reads it.
 
 Collections of MIDI have files by the hundred thousand. So the cursor is a hash of the listing and not a list, what is
-known of the files is asked of ``raw`` once, and small files are read side by side where that is faster. When a run is
+known of the files is asked of ``raw`` once, and small files are read side by side where that is faster. A few files
+that cannot be had go to quarantine, to be tried again after a week; more of them wait for the next run. When a run is
 interrupted by the server, what has come is kept, and the next run goes on with the rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from ingestion import archives
+from ingestion import archives, paging
 from ingestion.contract import LOCATION, Bad, Context, Gone, Landed, Page, Record, Resource, Source, describe
 from ingestion.journal import digest
 from ingestion.locations import fingerprint
-from storage.errors import Problem
+from ingestion.trouble import AGAIN_DAYS, FEW, Trouble
+from storage.errors import Problem, Unusable
 from storage.media import midi
 
 if TYPE_CHECKING:
@@ -51,7 +54,8 @@ class Terms:
 def fetch(context: Context) -> Iterator[Page | Gone]:
     """New and changed files, one by one, and deletions of what has gone.
 
-    Cursor: {"listing": hash of the listing that all of this brought up to date, or "" while there is more to come}.
+    Cursor: {"listing": hash of the listing that all of this brought up to date, or "" while there is more to come,
+    "failed": the few files that could not be had, with the day}.
     """
     location = context.location()
     if location is None:
@@ -66,45 +70,83 @@ def fetch(context: Context) -> Iterator[Page | Gone]:
     corpus = str(context.config["corpus"]).strip() or location.name or SOURCE.name
     terms = Terms(corpus, str(context.config["licence"]).strip())
     listing = fingerprint(entries, location.url, corpus, terms.licence)
-    if context.cursor.get("listing") == listing and all(entry.etag for entry in entries):
+    before = context.cursor.get("failed", {})
+    young = (paging.today() - timedelta(days=AGAIN_DAYS)).isoformat()
+    failed = {name: day for name, day in before.items() if day > young}
+    if context.cursor.get("listing") == listing and failed == before and all(entry.etag for entry in entries):
         return
+    trouble = Trouble[str]()
+    came = 0
     last: Page | Gone | None = None  # only the last one says that the listing is done
-    try:
-        for page in _pages(context, location, entries, terms):
-            if last is not None:
-                yield last
-            last = page
-    except Problem as problem:
-        if last is None:
-            raise
-        context.progress(f"{problem.what}; the rest waits for the next run")
-        yield last
-        return
+    for page in _pages(context, location, entries, terms, failed, trouble):
+        if last is not None:
+            yield last
+        last = replace(page, cursor={"listing": "", "failed": failed})
+        came += isinstance(page, Page) and "failed" not in page.meta
+    waiting, noted = trouble.rest(), trouble.own[: came // FEW]
+    for name, reason in noted:
+        if last is not None:
+            yield last
+        failed = failed | {name: paging.today().isoformat()}
+        last = replace(_unusable(name, reason), cursor={"listing": "", "failed": failed})
     if last is not None:
-        yield replace(last, cursor={"listing": listing})
+        done = len(noted) == len(trouble.own) and not waiting
+        yield replace(last, cursor={"listing": listing if done else "", "failed": failed})
+    elif waiting:
+        raise waiting[0]
+    elif len(trouble.own) == len(entries):
+        raise Problem(
+            f"none of the {len(entries):,} files at {location.url} can be had: {trouble.own[0][1]}",
+            "Correct the location, or the files",
+        )
 
 
-def _pages(context: Context, location: Location, entries: Sequence[Entry], terms: Terms) -> Iterator[Page | Gone]:
+def _pages(
+    context: Context,
+    location: Location,
+    entries: Sequence[Entry],
+    terms: Terms,
+    left_out: Collection[str],
+    trouble: Trouble[str],
+) -> Iterator[Page | Gone]:
+    """What is new, changed or gone. Of what could not be had, ``trouble`` knows."""
     known = _known(context)
-    changed = [one for one in entries if not one.etag or known.get(one.name) != replace(terms, etag=one.etag)]
+    changed = [
+        one
+        for one in entries
+        if one.name not in left_out and (not one.etag or known.get(one.name) != replace(terms, etag=one.etag))
+    ]
     loose = [one for one in changed if one.name.lower().endswith(SUFFIXES)]
-    large = {one.name for one in loose if (one.size or 0) > midi.MAX_BYTES}
     etags = {one.name: one.etag for one in changed}
-    for name in sorted(large):
-        yield _unusable(name, f"it has more than {midi.MAX_BYTES:,} bytes")
-    for name, body in location.read_each(one.name for one in loose if one.name not in large):
+
+    def failed(name: str, problem: Problem) -> None:
+        context.progress(problem.what)
+        trouble.failed(name, problem)
+
+    for one in loose:
+        if (one.size or 0) > midi.MAX_BYTES:
+            failed(one.name, Unusable(f"{one.name} has more than {midi.MAX_BYTES:,} bytes"))
+    small = (one.name for one in loose if (one.size or 0) <= midi.MAX_BYTES)
+    for name, body in location.read_each(small, midi.MAX_BYTES):
         if isinstance(body, Problem):
-            if not _of_the_file(body):
-                raise body
-            yield _unusable(name, body.what)
+            failed(name, body)
+            if trouble.away():
+                break
             continue
+        trouble.came()
         found = replace(terms, etag=etags[name] or digest(body)[0])
         if known.get(name) != found:
             yield _page(name, name, body, found)
     for one in changed:
-        if one.name.lower().endswith(SUFFIXES):
+        if one.name.lower().endswith(SUFFIXES) or trouble.away():
             continue
-        with location.copy(one.name) as path:
+        with ExitStack() as held:
+            try:
+                path = held.enter_context(location.copy(one.name))
+            except Problem as problem:
+                failed(one.name, problem)
+                continue
+            trouble.came()
             found = replace(terms, etag=one.etag or digest(path)[0])
             if known.get(one.name) != found:
                 yield from _unpacked(context, one.name, path, found, again=one.name in known)
@@ -161,12 +203,6 @@ def _page(name: str, file: str, body: bytes, terms: Terms) -> Page:
 
 def _unusable(name: str, reason: str) -> Page:
     return Page(name, b"", {"listing": ""}, midi.CONTENT_TYPE, {"failed": reason})
-
-
-def _of_the_file(problem: Problem) -> bool:
-    """Whether the trouble is with one file, and not with the server or the way to it."""
-    begins = ("there is no ", "may not read ")
-    return problem.what.startswith(begins) or " is a link to " in problem.what or " gives more bytes" in problem.what
 
 
 def _known(context: Context) -> dict[str, Terms]:

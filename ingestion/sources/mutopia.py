@@ -30,6 +30,7 @@ from ingestion import archives, paging
 from ingestion.contract import Bad, BadPage, Context, Gone, Landed, Page, Record, Resource, Source, describe
 from ingestion.scrapers import crawling
 from ingestion.scrapers.frontier import LEAF, Visit
+from ingestion.trouble import AGAIN_DAYS
 from storage.errors import Problem
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ SITE = "https://www.mutopiaproject.org"
 PER_PAGE = 10  # pieces on a page of the listing
 MIDI = "audio/midi"
 LARGEST_MIDI = 8 << 20  # bytes of one file
-AGAIN_DAYS = 7  # until a file that could not be had is asked for again
 
 # label in a piece's table -> column
 LABELS = {

@@ -10,7 +10,7 @@
   for: numbers rise with the day of the upload. What lies beyond the interval is left out.
 * Audio follows its metadata: each run fetches files of published recordings that are not here yet, of the licences
   wanted, until ``most_bytes`` have come. A few files that cannot be had go to quarantine, to be tried again after a
-  week; more of them wait for the next run.
+  week; more of them wait for the next run, and so does what lies on a server that is in trouble.
 
 Numbers, dates and coordinates are text in this API; nothing is tidied here.
 """
@@ -33,6 +33,7 @@ import pyarrow as pa
 
 from ingestion import paging
 from ingestion.contract import Bad, BadPage, Context, Gone, Landed, Page, Record, Resource, Source, describe
+from ingestion.trouble import AGAIN_DAYS, FEW, Trouble
 from storage.errors import Problem
 
 if TYPE_CHECKING:
@@ -44,9 +45,8 @@ FAR = 20  # pages of later uploads from which on it pays to search where the int
 NEWER = 10**9  # a catalogue number that no recording will have
 BLOCK = 500  # catalogue numbers that are looked at together in that search: as many as a page holds
 LARGEST = 500_000_000  # bytes of one audio file
+SECONDS = 3_600.0  # that it may take
 BATCH = 500  # recordings whose audio is looked up together
-AGAIN_DAYS = 7  # until an audio file that could not be had is tried again
-FEW = 25  # one in so many files of a run may be noted as not to be had: more would get the whole load rejected
 BYTES = ("application/octet-stream", "binary/octet-stream")  # what servers call a file they do not know
 AUDIO_TYPES = ("audio/mpeg", "audio/x-wav", "audio/wav", "audio/vnd.wave", "audio/flac", "audio/x-flac", "audio/ogg")
 
@@ -265,6 +265,11 @@ class _File:
     url: str
     licence: str
 
+    @property
+    def server(self) -> str:
+        """Scheme and host of its address, whatever that is: it is the recordist's word."""
+        return "/".join(_absolute(self.url).split("/", 3)[:3])
+
     def meta(self) -> dict[str, str]:
         return {"recording_id": self.recording, "file_name": self.name, "licence": self.licence, "url": self.url}
 
@@ -281,14 +286,16 @@ def _fetch_audio(context: Context) -> Iterator[Page | Gone]:
     }
     web = context.web()
     got = files = 0
-    bad: list[tuple[_File, str]] = []
+    trouble = Trouble[_File]()
 
     def due() -> Iterator[tuple[int, _File]]:
         for number, file in enumerate(_outstanding(context)):
             if got >= most:
                 context.progress(f"{got / 1e6:,.0f} MB have come; the rest waits for the next run")
                 return
-            if (not wanted or code(file.licence) in wanted) and file.recording not in failed:
+            if file.recording in failed or trouble.away(file.server):
+                continue
+            if not wanted or code(file.licence) in wanted:
                 yield number, file
 
     with tempfile.TemporaryDirectory(prefix="lyrebird-") as folder:
@@ -297,28 +304,29 @@ def _fetch_audio(context: Context) -> Iterator[Page | Gone]:
             number, file = item
             path = Path(folder) / str(number)
             try:
-                answer = web.download(_absolute(file.url), path, most=LARGEST, types=AUDIO_TYPES + BYTES)
+                answer = web.download(
+                    _absolute(file.url), path, most=LARGEST, seconds=SECONDS, types=AUDIO_TYPES + BYTES
+                )
             except Problem as error:
                 return file, path, error
             return file, path, answer.content_type if answer else ""
 
         for file, path, outcome in web.each(due(), fetch, at_once):
-            if not isinstance(outcome, Problem):
-                got, files = got + path.stat().st_size, files + 1
-                yield Page(file.url, path, {"failed": failed}, outcome, file.meta())
-                path.unlink()
-            elif _of_the_file(outcome):
+            if isinstance(outcome, Problem):
                 context.progress(outcome.what)
-                bad.append((file, outcome.what))
-            elif files:
-                context.progress(f"{outcome.what}; the rest waits for the next run")
-                break
-            else:
-                raise outcome
-    for file, reason in bad[: files // FEW]:
+                trouble.failed(file, outcome, file.server)
+                continue
+            trouble.came(file.server)
+            got, files = got + path.stat().st_size, files + 1
+            yield Page(file.url, path, {"failed": failed}, outcome, file.meta())
+            path.unlink()
+    waiting, withdrawn = trouble.rest(), list(_withdrawn(context))
+    if waiting and not files and not withdrawn:
+        raise waiting[0]
+    for file, reason in trouble.own[: files // FEW]:
         failed = failed | {file.recording: paging.today().isoformat()}
         yield Page(file.url, b"", {"failed": failed}, meta=file.meta() | {"failed": reason})
-    for recording in _withdrawn(context):
+    for recording in withdrawn:
         yield Gone((recording,), {"failed": failed})
 
 
@@ -334,11 +342,6 @@ def code(licence: str) -> str:
 def _absolute(url: str) -> str:
     """The catalogue has given addresses without a scheme."""
     return f"https:{url}" if url.startswith("//") else url
-
-
-def _of_the_file(problem: Problem) -> bool:
-    """Whether the trouble is with one file, and not with the server or the way to it."""
-    return any(sign in problem.what for sign in (" answered 4", " gave ", " gives more than "))
 
 
 def _outstanding(context: Context) -> Iterator[_File]:

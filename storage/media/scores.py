@@ -39,6 +39,7 @@ CONTENT_TYPES = {
     ".abc": "text/vnd.abc",
 }
 MAX_BYTES = 32 << 20  # unpacked
+MAX_MEMBERS = 1_000  # of a compressed score: itself, its container, pictures
 MAX_NOTES = 200_000  # written, and played
 MAX_QUARTERS = MAX_STEPS * GRIDS["16th"]  # frames of any grid hold it
 MAX_SOUNDING = 1_000_000.0  # quarters of all notes together
@@ -158,6 +159,8 @@ def _abc_tunes(text: str, name: str) -> Iterator[tuple[int, str]]:
 
 def _unpacked(data: bytes, name: str) -> bytes:
     """The score inside a compressed MusicXML file, which its META-INF/container.xml names."""
+    if data.count(b"PK\x01\x02") > MAX_MEMBERS:  # zipfile makes an object of each
+        raise ScoreError(name, f"an archive of more than {MAX_MEMBERS:,} files")
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             inside = {entry.filename: entry for entry in archive.infolist()}
@@ -175,6 +178,8 @@ def _unpacked(data: bytes, name: str) -> bytes:
 
 
 def _member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) -> bytes:
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # zipfile unpacks others without bounds
+        raise ScoreError(name, f"it is compressed by method {entry.compress_type}, which is not read here")
     with archive.open(entry) as file:
         data = file.read(MAX_BYTES + 1)  # the declared size may lie
     if len(data) > MAX_BYTES:

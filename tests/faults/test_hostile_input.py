@@ -34,6 +34,16 @@ from storage.media import audio, frames, midi, scores
 from storage.objects import Objects
 
 DEEP = b"[" * 10_000 + b"]" * 10_000
+NESTED = [  # HTML, to be taken for an article and for the page of a piece
+    begin + open_ * 10_000 + b"x" + close * 10_000
+    for begin, open_, close in (
+        (b"<html><body>", b"<div>", b"</div>"),
+        (b'<div class="mw-parser-output"><h1 id=firstHeading>x</h1>', b"<p><b>", b"</b></p>"),
+        (b'<div class="mw-parser-output">', b'<table class="infobox biota"><tr><td>', b"</td></tr></table>"),
+        (b"<h2>x</h2>", b'<table class="result-table"><tr><td><b>Style:</b>', b"</td></tr></table>"),
+        (b"<h2>x</h2>", b"<td>", b""),
+    )
+]
 
 
 class Upstream:
@@ -316,6 +326,7 @@ def test_no_parse_of_the_catalogue_is_broken_by_any_bytes(each: Resource) -> Non
         b'{"recordings": [[], null, 1, {"id": [[[]]]}], "numRecordings": "1e9", "numPages": null}',
         b'{"train": [[[1e999]], [[NaN]], {"a": []}]}', b"PK\x03\x04", b"<!DOCTYPE a [<!ENTITY b SYSTEM 'file:///etc/passwd'>]><a>&b;</a>",
         b"\n" * 100_000, b",".join([b"a"] * 100_000), b'"' + b"a" * 300_000, b"\xde\x12\x04\x95" + b"\xff" * 24,
+        *NESTED,
     ]  # fmt: skip
     began = time.monotonic()
     for body in bodies:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from upstreams import gbif
+from upstreams import gbif, hostile_server
 from upstreams import xeno_canto as xc
 from upstreams.faulty_server import Reply
 
@@ -423,6 +423,7 @@ def test_audio_that_cannot_be_had_changed_audio_and_withdrawn_audio(
 def test_a_server_that_goes_away_keeps_what_had_come(
     stack: Stack, small: xc.XenoCanto, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("ingestion.web.FAILURES", 100)  # we do not wait until it is asked again
     configure(small, at_once=1)
     cycle(stack, xeno_canto.SOURCE)
     answer, given = small.answer, itertools.count()
@@ -441,6 +442,45 @@ def test_a_server_that_goes_away_keeps_what_had_come(
     assert cycle(stack, xeno_canto.SOURCE) == {"audio": ["published"]}
     assert len(current(stack, "xeno_canto_audio", "sha256")) == 120
     assert query(stack, "select * from ops.quarantine") == []
+
+
+HOSTILE_FILES: dict[str, str] = {
+    "our own network": "http://169.254.169.254/latest/meta-data",
+    "our files": "file:///etc/passwd",
+    "no address": "http://[/x",
+    "led to our network": "{url}/led",
+    "always busy": "{url}/busy",
+    "too slow": "{url}/slow",
+    "never whole": "{url}/cut",
+}
+
+
+@pytest.mark.parametrize("fault", HOSTILE_FILES)
+def test_one_hostile_file_keeps_no_other_from_coming(
+    stack: Stack, small: xc.XenoCanto, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """It is the newest, so it is asked for first; it goes to quarantine, and is not asked for again for a week."""
+    monkeypatch.setattr("ingestion.web.TRIES", 2)
+    monkeypatch.setattr(xeno_canto, "SECONDS", 1.0)
+    with hostile_server.serve() as server:
+        server.on("/led", hostile_server.answer(status=302, Location="http://10.0.0.1/x"))
+        server.on("/busy", hostile_server.answer(status=503))
+        server.on("/slow", hostile_server.trickle(hostile_server.head(Content_Type="audio/mpeg"), b"x", 0.1))
+        server.on("/cut", hostile_server.pieces(hostile_server.head(Content_Type="audio/mpeg", Content_Length=9), b"x"))
+        other = min(small.entries, key=int)
+        newest = max(small.entries, key=int)
+        server.on("/good", hostile_server.answer(xc.sound(int(other)), Content_Type="audio/x-wav"))
+        small.entries[newest]["file"] = HOSTILE_FILES[fault].format(url=server.url)
+        small.entries[other]["file"] = f"{server.url}/good"  # the server is there
+        configure(small, allowed_hosts=[small.host, server.host])
+        cycle(stack, xeno_canto.SOURCE)
+        assert cycle(stack, xeno_canto.SOURCE) == {"audio": ["published"]}
+        assert current(stack, "xeno_canto_audio", "sha256").keys() == small.entries.keys() - {newest}
+        ((payload,),) = query(stack, "select payload from ops.quarantine where resource = 'audio'")
+        assert newest in payload
+        asked = len(server.asked)
+        assert cycle(stack, xeno_canto.SOURCE) == {}
+        assert len(server.asked) == asked
 
 
 def test_recordings_become_clips_core_tables_and_a_label_set_of_their_own(stack: Stack) -> None:

@@ -11,16 +11,19 @@ import os
 import zipfile
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from upstreams import hostile_server
 from upstreams import maestro as maestro_double
 from upstreams import manythings as manythings_double
 from upstreams import tatoeba as tatoeba_double
 
 from infra import transforming
-from ingestion import catalogue, pipeline
+from ingestion import catalogue, locations, paging, pipeline
 from ingestion.contract import Source
 from ingestion.derive import notes
 from ingestion.sources import maestro, manythings, midi_archive, tatoeba
@@ -426,8 +429,8 @@ def test_a_server_that_goes_away_keeps_what_had_come(stack: Stack, tmp_path: Pat
         configure(midi_archive=options)
         read_each = Location.read_each
 
-        def tire(self: Location, names: Any) -> Any:
-            for number, one in enumerate(read_each(self, names)):
+        def tire(self: Location, names: Any, most: int) -> Any:
+            for number, one in enumerate(read_each(self, names, most)):
                 yield one if number < 20 else (one[0], Problem("cannot read x: it has gone", "Wait"))
 
         with monkeypatch.context() as patch:
@@ -437,6 +440,49 @@ def test_a_server_that_goes_away_keeps_what_had_come(stack: Stack, tmp_path: Pat
         assert cycle(stack, midi_archive.SOURCE) == {"scores": ["published"]}
         assert current(stack, "midi_archive_scores").keys() == tunes.keys()
         assert set(versions(stack, "midi_archive_scores").values()) == {1}
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [(name, fault) for name in ("00.mid", "00.zip") for fault in ("slow", "led", "cut")] + [("00.mid", "endless")],
+)
+def test_one_hostile_file_keeps_no_other_from_coming(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch, name: str, fault: str
+) -> None:
+    """It is the first; it goes to quarantine, and is tried again after a week."""
+    monkeypatch.setattr("ingestion.web.TRIES", 2)
+    monkeypatch.setattr(locations, "_seconds", lambda most: 1.0)
+    monkeypatch.setattr(paging, "today", lambda: date(2024, 5, 10))
+    head = partial(hostile_server.head, Content_Type="audio/midi", ETag='"1"')
+    well = hostile_server.pieces(head(Content_Length=9))
+    deed = {
+        "endless": hostile_server.endless(head()),
+        "slow": hostile_server.trickle(head(), b"x", 0.1),
+        "led": hostile_server.answer(status=302, Location="http://10.0.0.1/x"),
+        "cut": hostile_server.pieces(head(Content_Length=9), b"x"),
+    }[fault]
+    tunes = {f"{number:02}.mid": maestro_double.tune(number) for number in range(1, 31)}
+    files = tunes | {"99.zip": bundle({"x.mid": maestro_double.tune(99)})}
+    with hostile_server.serve() as server:
+        links = "".join(f'<a href="{one}">x</a>' for one in [name, *files])
+        server.on("/midi/", hostile_server.answer(links.encode(), Content_Type="text/html"))
+        for one, body in files.items():
+            server.on(f"/midi/{one}", hostile_server.File(body))
+        server.on(f"/midi/{name}", well, deed)  # asked about, and then asked for
+        configure(midi_archive={"location": f"{server.url}/midi/"})
+        assert cycle(stack, midi_archive.SOURCE) == {"scores": ["published"]}
+        assert current(stack, "midi_archive_scores").keys() == {*tunes, "99.zip/x.mid"}
+        assert query(stack, "select payload::jsonb ->> 'path' from ops.quarantine") == [(name,)]
+        server.on(f"/midi/{name}", well)
+        server.asked.clear()
+        assert cycle(stack, midi_archive.SOURCE) == {}
+        assert [one.path for one in server.asked if one.path.endswith(name)] == [f"/midi/{name}"]  # about it only
+
+        monkeypatch.setattr(paging, "today", lambda: date(2024, 5, 20))
+        whole = maestro_double.tune(0) if name.endswith("mid") else bundle({"y.mid": maestro_double.tune(0)})
+        server.on(f"/midi/{name}", well, hostile_server.File(whole, etag='"2"'))
+        assert cycle(stack, midi_archive.SOURCE) == {"scores": ["published"]}
+        assert len(current(stack, "midi_archive_scores")) == 32
 
 
 # --- to the marts

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -11,6 +13,7 @@ from urllib.parse import quote
 import pytest
 from upstreams import ftp_server, sftp_server
 
+from ingestion import locations
 from ingestion.locations import Location
 from storage.errors import Problem
 
@@ -163,3 +166,153 @@ def test_a_server_that_has_gone_is_said_in_one_sentence(root: Path) -> None:
         with pytest.raises(Problem, match=r"cannot read .*ftp://127") as caught:
             ask()
         assert "\n" not in str(caught.value)
+
+
+# --- hostile servers
+
+
+def ftp_location(server: ftp_server.Ftp) -> Location:
+    return Location(f"ftp://{server.host}:{server.port}/", storage={"username": ftp_server.USER, "password": SECRET})
+
+
+def sftp_location(server: sftp_server.Sftp, root: Path) -> Location:
+    known = root.parent / "known_hosts"
+    known.write_text(server.known)
+    who = {"username": sftp_server.USER, "password": sftp_server.PASSWORD, "known_hosts": str(known)}
+    return Location(f"sftp://{server.host}:{server.port}/", storage=who)
+
+
+def refused(call: Callable[[], object], said: str, seconds: float = 5) -> None:
+    """One sentence, in time, and in little memory."""
+    began = time.monotonic()
+    tracemalloc.start()
+    try:
+        with pytest.raises(Problem, match=said) as caught:
+            call()
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()
+    assert time.monotonic() - began < seconds
+    assert "\n" not in str(caught.value)
+
+
+def test_an_ftp_file_without_end_is_cut_off_and_the_next_one_comes(root: Path) -> None:
+    with ftp_server.serve(root) as server:
+        location = ftp_location(server)
+        location.list()
+        server.endless = bytes(1 << 16)
+        refused(lambda: location.read("clips/a b.wav", 1 << 20), "more than 1,048,576 bytes")
+        server.endless = b""
+        assert location.read("clips/a b.wav") == b"one"
+
+
+def test_an_ftp_file_that_trickles_is_given_up_and_the_next_one_comes(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ftp_server.serve(root) as server:
+        location = ftp_location(server)
+        location.list()
+        server.endless, server.pause = b"x", 0.05
+        with monkeypatch.context() as patch:
+            patch.setattr(locations, "_PATIENCE_S", 0.5)
+            refused(lambda: location.read("clips/a b.wav", 1 << 20), "takes longer than")
+        server.endless = b""
+        assert location.read("clips/a b.wav") == b"one"
+
+
+LISTINGS: dict[str, tuple[bytes, str]] = {
+    "no type": (b"size=3;modify=20240101000000; a.wav\r\n", "makes no sense"),
+    "no size": (b"type=file;modify=20240101000000; a.wav\r\n", "makes no sense"),
+    "a bad size": (b"type=file;size=many; a.wav\r\n", "makes no sense"),
+    "a huge size": (b"type=file;size=" + b"9" * 5_000 + b"; a.wav\r\n", "makes no sense"),
+    "no text": (b"type=file;size=3; \xff\xfe.wav\r\n", "makes no sense"),
+    "a line without end": (b"type=file;size=3; " + b"a" * 20_000 + b"\r\n", "cannot read"),
+}
+
+
+@pytest.mark.parametrize("kind", LISTINGS)
+def test_an_ftp_listing_that_makes_no_sense_is_one_sentence(root: Path, kind: str) -> None:
+    listing, said = LISTINGS[kind]
+    with ftp_server.serve(root) as server:
+        location = ftp_location(server)
+        server.listing = listing
+        refused(location.list, said, 15)
+
+
+def test_an_ftp_listing_without_end_is_cut_off(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locations, "_MOST_ENTRIES", 10_000)
+    with ftp_server.serve(root) as server:
+        location = ftp_location(server)
+        server.endless = b"type=file;size=3; a.wav\r\n" * 1_000
+        refused(location.list, "lists more than 10,000 files")
+
+
+def test_lines_that_a_file_s_name_makes_in_an_old_listing_are_passed_over(root: Path) -> None:
+    line = b"-rw-r--r-- 1 me us %s Jan 1 2024 %s\r\n"
+    with ftp_server.serve(root, old=True) as server:
+        location = ftp_location(server)
+        server.listing = line % (b"3", b"a.wav") + line % (b"x", b"b.wav") + b"-\r\n" + line % (b"4", b"../c.wav")
+        assert [(one.name, one.size) for one in location.list()] == [("a.wav", 3)]
+
+
+@pytest.mark.parametrize(
+    ("command", "answer", "said"),
+    [
+        ("SIZE", "213 many", "makes no sense"),
+        ("SIZE", "213 " + "9" * 5_000, "makes no sense"),
+        ("MDTM", "213", "^$"),
+        ("TYPE", "200-\r\n" + "x\r\n" * 2_000 + "200 ok", "more than 1,000 lines"),
+    ],
+)
+def test_ftp_answers_that_make_no_sense_are_one_sentence(root: Path, command: str, answer: str, said: str) -> None:
+    with ftp_server.serve(root) as server:
+        location = ftp_location(server)
+        location.list()
+        server.said = {command: answer}
+        if said == "^$":  # an odd time is another mark, and no trouble
+            assert location.entry("clips/a b.wav").size == 3
+        else:
+            refused(lambda: location.entry("clips/a b.wav"), said)
+
+
+def test_an_ftp_name_that_is_two_commands_is_not_sent(root: Path) -> None:
+    with ftp_server.serve(root) as server:
+        location = ftp_location(server)
+        location.list()
+        refused(lambda: location.read("a.wav\r\nDELE labels.csv"), "makes no sense")
+        assert not [line for line in server.commands if "DELE" in line]
+        assert location.read("labels.csv") == FILES["labels.csv"]
+
+
+@pytest.mark.parametrize("size", [2**60, 10**9])
+def test_an_sftp_size_that_lies_takes_no_memory(root: Path, size: int) -> None:
+    with sftp_server.serve(root) as server:
+        location = sftp_location(server, root)
+        server.size = size
+        said = "more than 1,048,576 bytes"
+        refused(lambda: location.read("clips/a b.wav", 1 << 20), said)
+        refused(lambda: location.fetch("clips/a b.wav"), "has more than|cannot read|gave", 30)
+        server.size = None
+        assert location.read("clips/a b.wav") == b"one"
+
+
+def test_an_sftp_file_that_trickles_is_given_up_and_the_next_one_comes(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with sftp_server.serve(root) as server:
+        location = sftp_location(server, root)
+        location.list()
+        server.pause = 0.1
+        with monkeypatch.context() as patch:
+            patch.setattr(locations, "_PATIENCE_S", 0.5)
+            refused(lambda: location.read("clips/deep/er/c.mp3"), "takes longer than", 20)
+        server.pause = 0
+        assert location.read("clips/deep/er/c.mp3") == FILES["clips/deep/er/c.mp3"]
+
+
+def test_an_sftp_listing_without_end_is_cut_off(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locations, "_MOST_ENTRIES", 1_000)
+    with sftp_server.serve(root) as server:
+        location = sftp_location(server, root)
+        server.listing = 2_000
+        refused(location.list, "lists more than 1,000 files", 20)

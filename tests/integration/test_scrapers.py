@@ -5,6 +5,7 @@ A crawl is a process of its own here too. What becomes of one that is killed: ``
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import threading
@@ -26,6 +27,7 @@ from ingestion import catalogue, pipeline
 from ingestion.contract import Source
 from ingestion.derive import notes
 from ingestion.sources import mutopia, species_accounts
+from ingestion.web import TRIES
 from storage import warehouse
 from storage.documents import Documents
 from storage.errors import Problem
@@ -329,6 +331,66 @@ def test_endless_files_and_bombs_are_cut_off_and_the_rest_is_here(stack: Stack, 
     assert "more bytes than are allowed" in reasons[0][1]
     paths = {path for (path,) in query(stack, f"select path from raw.{SCORES}")}
     assert len(paths) == sum(one.files for one in music.pieces.values()) - big.files - packed.files
+
+
+def packed(body: bytes) -> bytes:
+    return gzip.compress(body, mtime=0)
+
+
+HOSTILE_PAGES: dict[str, hostile_server.Deed] = {
+    "busy": hostile_server.answer(status=503),
+    "gzip cut off": hostile_server.answer(packed(bytes(range(256)) * 99)[:-20], Content_Encoding="gzip"),
+    "gzip cut to nothing": hostile_server.answer(b"", Content_Encoding="gzip"),
+    "gzip damaged": hostile_server.answer(packed(b"x" * 999)[:-8] + bytes(8), Content_Encoding="gzip"),
+    "no gzip": hostile_server.answer(b"<html>", Content_Encoding="gzip"),
+    "shorter than it says": hostile_server.answer(b"<html>", Content_Length=99),
+    "slow": hostile_server.trickle(hostile_server.head(Content_Type="text/html"), b"x", 0.1),
+}
+
+
+@pytest.mark.parametrize(
+    "fault", [pytest.param(fault, marks=[pytest.mark.long] if fault == "slow" else []) for fault in HOSTILE_PAGES]
+)
+def test_one_hostile_page_keeps_no_other_from_coming(stack: Stack, fault: str) -> None:
+    """It is asked for first, never taken for whole, and left to the next crawl, where it is not one of many."""
+    books = Encyclopedia(map(wiki.article, BIRDS))
+    first, *others = sorted(BIRDS)
+    with hostile_server.serve() as server:
+        books.url = server.url
+        for species in BIRDS:
+            path = f"/wiki/{species.replace(' ', '_')}"
+            page = hostile_server.answer(
+                packed(books.answer(path, {}).body), Content_Encoding="gzip", Content_Type="text/html"
+            )
+            server.on(path, page if species in others else HOSTILE_PAGES[fault])
+        values = {"url": f"{server.url}/wiki", "species": BIRDS, "rest_hours": 0, "allowed_hosts": [server.host]}
+        lines = ["[sources.species_accounts]", *(f"{name} = {json.dumps(value)}" for name, value in values.items())]
+        options_file().write_text("\n".join(lines) + "\n")
+        assert cycle(stack, species_accounts.SOURCE) == {"species_accounts": ["published"]}
+        assert current(stack, "species_accounts") == {
+            species: wiki.expected(books.articles[species], server.url) for species in others
+        }
+        asked = [one for one in server.asked if one.path.endswith(first.replace(" ", "_"))]
+        assert len(asked) == TRIES
+        assert {one.headers["accept-encoding"] for one in asked} == {"gzip"}
+        path = f"/wiki/{first.replace(' ', '_')}"
+        server.on(path, hostile_server.answer(books.answer(path, {}).body, Content_Type="text/html"))
+        cycle(stack, species_accounts.SOURCE)  # what was damaged was not kept in the cache
+        assert current(stack, "species_accounts").keys() == set(BIRDS)
+
+
+def test_a_piece_that_is_never_to_be_had_is_in_quarantine_and_the_others_are_here(stack: Stack, music: Mutopia) -> None:
+    lost = min(music.pieces)
+    answer = music.answer
+
+    def busy(path: str, params: dict[str, str]) -> Reply:
+        return Reply(503, b"", "text/html") if params.get("id") == str(lost) else answer(path, params)
+
+    music.answer = busy  # type: ignore[method-assign]
+    configure(music)
+    assert cycle(stack, mutopia.SOURCE, **ONLY) == {"pieces": ["published"]}
+    assert query(stack, "select reason from ops.quarantine") == [("answered 503",)]
+    assert current(stack, "mutopia_pieces").keys() == {f"[{number}]" for number in music.pieces if number != lost}
 
 
 def test_a_redirect_that_goes_round_ends(stack: Stack, music: Mutopia) -> None:

@@ -272,6 +272,17 @@ def test_other_methods_of_compression(tmp_path: Path) -> None:
     assert good == ("8", bytes(100))
 
 
+@pytest.mark.parametrize("squeeze", [gzip.compress, bz2.compress, lzma.compress])
+def test_streams_of_nothing_without_end(tmp_path: Path, squeeze: Callable[[bytes], bytes]) -> None:
+    few = squeeze(b"") * 100 + squeeze(tar_of({"a": b"x" * 100}))
+    assert found(tmp_path, few) == [("a", b"x" * 100)]
+    for tiny in (b"", b"x"):
+        began = time.monotonic()
+        with pytest.raises(Problem, match=r"streams of next to nothing|damaged"):
+            found(tmp_path, squeeze(tar_of({"a": b"x" * 100})) + squeeze(tiny) * 200_000)
+        assert time.monotonic() - began < 2
+
+
 def test_files_with_holes(tmp_path: Path) -> None:
     path = tmp_path / "holes"
     with path.open("wb") as file:

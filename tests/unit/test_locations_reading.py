@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
+from upstreams import hostile_server
 from upstreams.faulty_server import FaultyServer, Reply
 from upstreams.file_server import serve
 
 from ingestion.locations import Location, fingerprint
-from storage.errors import Problem
+from storage.errors import Problem, Unusable
 
 FILES = {
     "labels.csv": b"file,scientific_name\n",
@@ -99,6 +101,36 @@ def test_a_link_out_of_the_folder_is_refused_and_one_within_is_followed(root: Pa
     assert location.read("in.wav") == b"one"
     with pytest.raises(Problem, match=r"out\.wav .* is a link to .*secret\.txt"):
         location.open("out.wav")
+
+
+def test_a_pipe_is_no_file(root: Path) -> None:
+    os.mkfifo(root / "pipe.wav")
+    (root / "link.wav").symlink_to(root / "pipe.wav")
+    location = Location(root)
+    assert not {"pipe.wav", "link.wav"} & {entry.name for entry in location.list()}
+    for name in ("pipe.wav", "link.wav"):
+        for reach in (location.open, location.fetch, location.read):
+            with pytest.raises(Unusable, match=f"{name} in .* is no ordinary file"):
+                reach(name)
+
+
+def test_a_file_read_in_memory_has_a_limit_whatever_is_said_of_its_size(location: Location) -> None:
+    assert location.read("clips/a b.wav", 3) == b"one"
+    with pytest.raises(Unusable, match="bytes"):
+        location.read("clips/a b.wav", 2)
+    (found,) = location.read_each(["clips/a b.wav"], 2)
+    assert isinstance(found[1], Unusable)
+
+
+def test_a_file_larger_than_its_head_said_is_given_up_while_it_comes() -> None:
+    with hostile_server.serve() as server:
+        server.on("/midi/x.mid", hostile_server.endless(hostile_server.head(Content_Type="audio/midi")))
+        server.on("/midi/", hostile_server.answer(b'<a href="x.mid">x</a>', Content_Type="text/html"))
+        location = Location(f"{server.url}/midi/")
+        began = time.monotonic()
+        with pytest.raises(Unusable, match="gives more bytes than are allowed"):
+            location.read("x.mid", 1 << 20)
+        assert time.monotonic() - began < 5
 
 
 def test_a_page_that_links_out_lists_only_what_lies_below(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,28 @@ def test_an_archive_that_unpacks_to_too_much_is_refused(monkeypatch: pytest.Monk
     monkeypatch.setattr(scores, "MAX_BYTES", 10_000)
     with pytest.raises(ScoreError, match="unpacks to more than"):
         scores.read(packed(b" " * 20_000), ".mxl", "bomb")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_member_that_would_be_unpacked_at_once_is_refused(method: int) -> None:
+    """zipfile unpacks these methods without bounds: a few kB become gigabytes."""
+    body = io.BytesIO()
+    with zipfile.ZipFile(body, "w", method) as archive:
+        archive.writestr("a.xml", bytes(200 << 20))
+    tracemalloc.start()
+    with pytest.raises(ScoreError, match=f"compressed by method {method}, which is not read here"):
+        scores.read(body.getvalue(), ".mxl", "bomb")
+    assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    tracemalloc.stop()
+
+
+def test_an_archive_of_very_many_files_is_refused() -> None:
+    body = io.BytesIO()
+    with zipfile.ZipFile(body, "w") as archive:
+        for number in range(scores.MAX_MEMBERS + 1):
+            archive.writestr(f"{number}.xml", b"")
+    with pytest.raises(ScoreError, match="an archive of more than 1,000 files"):
+        scores.read(body.getvalue(), ".mxl", "bomb")
 
 
 def test_musicxml_agrees_with_music21_on_the_chorales() -> None:

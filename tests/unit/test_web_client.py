@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 import tracemalloc
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -39,7 +40,7 @@ from upstreams.hostile_server import (
 )
 
 from ingestion.web import FAILURES, LONGEST_WAIT_S, MB, TRIES, Answer, Web
-from storage.errors import Problem
+from storage.errors import Problem, Unusable
 from storage.settings import Settings
 
 BODY = bytes(range(256)) * 400  # 100 kB
@@ -741,3 +742,64 @@ def test_an_answer_over_tls_has_the_same_limits(pauses: Pauses, monkeypatch: pyt
         assert "takes longer than" in within(2, lambda: web.get(slow, seconds=0.6))
         slow = server.on("/slow", trickle(b"HTTP/1.1 200 OK\r\nX-Slow: ", b"x", 0.05))
         assert "cannot read" in within(TRIES * 0.2 + 2, lambda: web.get(slow))
+
+
+AT_FAULT: dict[str, tuple[Deed | str, type[Problem]]] = {
+    "gone": (answer(status=404), Unusable),
+    "forbidden": (answer(status=403), Unusable),
+    "another type": (answer(b"<html>", Content_Type="text/html"), Unusable),
+    "too large": (answer(BODY), Unusable),
+    "endless": (endless(head()), Unusable),
+    "too slow": (trickle(head(), b"x", 0.05), Unusable),
+    "damaged": (answer(b"no gzip", Content_Encoding="gzip"), Unusable),
+    "to our own network": (answer(status=302, Location="http://169.254.169.254/x"), Unusable),
+    "to our files": (answer(status=302, Location="file:///etc/passwd"), Unusable),
+    "our own network": ("http://10.0.0.1/x", Unusable),
+    "our files": ("file:///etc/passwd", Unusable),
+    "no address": ("http://[/x", Unusable),
+    "no host": (f"http://{'a' * 70}.example/", Unusable),
+    "busy": (answer(status=503), Problem),
+    "broken": (answer(status=500), Problem),
+    "unknown to it": (answer(status=501), Problem),
+    "cut": (pieces(head(Content_Length=10), b"x", 0.02, CUT), Problem),
+    "closed": ("http://127.0.0.1:9/x", Problem),
+}
+
+
+@pytest.mark.parametrize("fault", AT_FAULT)
+def test_a_problem_says_by_its_kind_whose_fault_it_is(server: HostileServer, pauses: Pauses, fault: str) -> None:
+    deed, kind = AT_FAULT[fault]
+    url = deed if isinstance(deed, str) else server.on("/x", deed)
+    web = Web(Settings(), allowed=[server.host, "127.0.0.1:9"], sleep=pauses, patience=0.2)
+    types = ["audio/mpeg"] if fault == "another type" else []
+    with pytest.raises(Problem) as caught:
+        web.get(url, most=1_000, seconds=0.3, types=types)
+    assert type(caught.value) is kind
+
+
+def test_passwords_of_a_netrc_go_nowhere_and_those_of_the_address_to_its_host(
+    server: HostileServer, pauses: Pauses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login ann password s3cret\ndefault login ann password s3cret\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    with serve() as other:
+        web = Web(Settings(), allowed=[server.host, other.host], sleep=pauses)
+        other.on("/b", answer(b"there"))
+        url = server.on("/a", answer(status=302, Location=other.url + "/b"))
+        assert body(web.get(url)) == b"there"
+        assert body(web.get(url.replace("//", "//bob:open@"))) == b"there"
+        asked = [request.headers.get("authorization") for request in (*server.asked, *other.asked)]
+    assert asked == [None, "Basic " + b64encode(b"bob:open").decode(), None, None]
+
+
+def test_a_proxy_of_the_environment_is_gone_through(
+    server: HostileServer, pauses: Pauses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", server.url)
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    server.on("http://lyrebird.example/x", answer(b"by the proxy"))
+    web = Web(Settings(), allowed=["lyrebird.example", server.host], sleep=pauses)
+    assert body(web.get("http://lyrebird.example/x")) == b"by the proxy"

@@ -1,5 +1,8 @@
 """An FTP server with a folder of files, on loopback: pyftpdlib, which is a real one, made to lose connections.
 
+``said`` are answers of its own making to commands; ``listing`` is one to LIST and MLSD, and ``endless`` sends files and
+listings for ever, in small pieces with a ``pause`` between.
+
 With ``faulty`` the first transfer of every file ends in its middle, and the server calls it complete all the same
 (226, RFC 959); every other time the connection for commands is lost besides.
 """
@@ -8,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,6 +36,21 @@ class Ftp:
     faulty: bool = False
     commands: list[str] = field(default_factory=list)
     cut: set[str] = field(default_factory=set)
+    said: dict[str, str] = field(default_factory=dict)
+    listing: bytes | None = None
+    endless: bytes = b""
+    pause: float = 0.0
+
+
+class _Endless:
+    """A producer of the same bytes for ever."""
+
+    def __init__(self, server: Ftp) -> None:
+        self._server = server
+
+    def more(self) -> bytes:
+        time.sleep(self._server.pause)
+        return self._server.endless
 
 
 @contextmanager
@@ -51,9 +70,18 @@ def serve(folder: Path, *, faulty: bool = False, old: bool = False) -> Iterator[
 
         def pre_process_command(self, line: str, cmd: str, arg: str) -> None:
             server.commands.append(f"{cmd} {arg}".strip())
+            if cmd in server.said:
+                self.respond(server.said[cmd])
+                return
             super().pre_process_command(line, cmd, arg)
 
         def push_dtp_data(self, data: Any, isproducer: bool = False, file: Any = None, cmd: Any = None) -> None:
+            if server.endless:
+                super().push_dtp_data(_Endless(server), True, None, cmd)
+                return
+            if server.listing is not None and file is None:
+                super().push_dtp_data(server.listing, False, None, cmd)
+                return
             if not server.faulty or file is None or file.name in server.cut:
                 super().push_dtp_data(data, isproducer, file, cmd)
                 return

@@ -1,10 +1,15 @@
-"""An SFTP server with a folder of files, on loopback, out of paramiko: one user, one password, one host key."""
+"""An SFTP server with a folder of files, on loopback, out of paramiko: one user, one password, one host key.
+
+``size`` is what it says of every file; ``listing`` is a number of names that it makes up; each read takes ``pause``.
+"""
 
 from __future__ import annotations
 
 import os
 import socket
+import stat
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,6 +28,9 @@ class Sftp:
     host: str
     port: int
     known: str
+    size: int | None = None
+    listing: int = 0
+    pause: float = 0.0
 
 
 class _Door(paramiko.ServerInterface):  # type: ignore[misc]
@@ -34,13 +42,21 @@ class _Door(paramiko.ServerInterface):  # type: ignore[misc]
         return int(paramiko.OPEN_SUCCEEDED)
 
 
-def _files(folder: Path) -> Any:
+def _files(folder: Path, server: Sftp) -> Any:
     class Files(paramiko.SFTPServerInterface):  # type: ignore[misc]
         def _path(self, path: str) -> Path:
             return folder / self.canonicalize(path).lstrip("/")
 
+        def _told(self, one: Any) -> Any:
+            one.st_size = one.st_size if server.size is None else server.size
+            return one
+
         def list_folder(self, path: str) -> Any:
             try:
+                if server.listing:
+                    same = paramiko.SFTPAttributes()
+                    same.filename, same.st_mode, same.st_size = "x" * 200, stat.S_IFREG, 1
+                    return [same] * server.listing
                 found = []
                 for name in os.listdir(self._path(path)):  # noqa: PTH208
                     one = paramiko.SFTPAttributes.from_stat(os.lstat(self._path(path) / name))
@@ -52,7 +68,7 @@ def _files(folder: Path) -> Any:
 
         def stat(self, path: str) -> Any:
             try:
-                return paramiko.SFTPAttributes.from_stat(self._path(path).stat())
+                return self._told(paramiko.SFTPAttributes.from_stat(self._path(path).stat()))
             except OSError as error:
                 return paramiko.SFTPServer.convert_errno(error.errno)
 
@@ -65,7 +81,14 @@ def _files(folder: Path) -> Any:
                 return paramiko.SFTPServer.convert_errno(error.errno)
             handle = paramiko.SFTPHandle(flags)
             handle.filename, handle.readfile = str(path), file
-            handle.stat = lambda: paramiko.SFTPAttributes.from_stat(os.fstat(file.fileno()))
+            handle.stat = lambda: self._told(paramiko.SFTPAttributes.from_stat(os.fstat(file.fileno())))
+            read = handle.read
+
+            def slowly(offset: int, length: int) -> Any:
+                time.sleep(server.pause)
+                return read(offset, length)
+
+            handle.read = slowly
             return handle
 
     return Files
@@ -77,7 +100,8 @@ def serve(folder: Path) -> Iterator[Sftp]:
     key = paramiko.ECDSAKey.generate()
     door = socket.create_server(("127.0.0.1", 0))
     host, port = door.getsockname()
-    files, transports = _files(folder), []
+    server = Sftp(host, port, f"[{host}]:{port} {key.get_name()} {key.get_base64()}\n")
+    files, transports = _files(folder, server), []
 
     def welcome() -> None:
         while True:
@@ -95,7 +119,7 @@ def serve(folder: Path) -> Iterator[Sftp]:
     thread = threading.Thread(target=welcome, daemon=True)
     thread.start()
     try:
-        yield Sftp(host, port, f"[{host}]:{port} {key.get_name()} {key.get_base64()}\n")
+        yield server
     finally:
         door.shutdown(socket.SHUT_RDWR)
         door.close()
