@@ -280,6 +280,7 @@ def forget(
         list[str] | None, typer.Option(metavar="FIELD=VALUE", help="All records of a contributor, e.g. rec='A. Bird'.")
     ] = None,
     resource: Annotated[list[str] | None, typer.Option(help="Only records of this resource; may be repeated.")] = None,
+    again: Annotated[bool, typer.Option("--again", help="What has come since of all that was withdrawn.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and leave it.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -291,7 +292,10 @@ def forget(
     from ingestion import catalogue
 
     found = withdrawing.forget(
-        catalogue.source(source), key or [], where or [], resource or [], Settings(), dry_run=dry_run, say=say
+        *(catalogue.source(source), key or [], where or [], resource or [], Settings()),
+        again=again,
+        dry_run=dry_run,
+        say=say,
     )
     show(found, as_json, sentences.forgotten)
 

@@ -21,18 +21,19 @@ def forget(
     resources: list[str],
     settings: Settings,
     *,
+    again: bool = False,
     dry_run: bool,
     say: Callable[[str], None],
     reached: Callable[[str], None] = lambda stage: None,
 ) -> dict[str, Any]:
-    """Withdraw records by key or by ``FIELD=VALUE``. Gives what went, or would go.
+    """Withdraw records by key, by ``FIELD=VALUE``, or ``again``. Gives what went, or would go.
 
     {"source", "withdrawal", "records": {table: [key, …]}, "pages", "objects", "files", "predictions",
     "versions": [{"version", "name", "rows"}], "models": [{"model", "version", "dataset"}], "dry_run", "domain"}.
     Raises Problem when nothing is named, or a key or value is not there.
     """
     values = [(field, value) for field, given, value in (one.partition("=") for one in where) if given and field]
-    if len(values) < len(where) or not (keys or where):
+    if len(values) < len(where) or not (keys or where or again):
         raise Problem("nothing says what to forget", "Name records with --key KEY or --where FIELD=VALUE")
     affected = withdrawal.Affected()
 
@@ -43,7 +44,12 @@ def forget(
         withdrawal.drop_splits(source.name, [*found.values, *gone], settings)
 
     found = forgetting.forget(
-        source, settings, keys, values, resources, dry_run=dry_run, before_rows=mark, say=say, reached=reached
+        *(source, settings, keys, values, resources),
+        again=again,
+        dry_run=dry_run,
+        before_rows=mark,
+        say=say,
+        reached=reached,
     )
     if dry_run:
         affected = withdrawal.affected(source.name, found.keys, settings)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import html
 import json
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -41,6 +42,7 @@ from ingestion.traces import (
     read_through,
     withdrawn_of,
 )
+from ingestion.web import clear_downloads
 from storage import warehouse
 from storage.errors import Problem
 from storage.objects import Objects
@@ -58,6 +60,7 @@ def forget(
     where: Sequence[tuple[str, str]] = (),
     resources: Collection[str] | None = None,
     *,
+    again: bool = False,
     dry_run: bool = False,
     before_rows: Callable[[Found], None] = lambda found: None,
     say: Say = print,
@@ -65,10 +68,11 @@ def forget(
 ) -> Found:
     """Withdraw the records with these keys, and those with these values of fields, from a source for good.
 
-    With a record goes what other resources of the source say of it, what was derived from it, and all its versions.
-    Fetches and loads of the source that are under way are waited for, and others wait. ``before_rows`` is called when
-    everything else is gone and the rows are about to be. With ``dry_run`` nothing goes. Raises Problem, and has changed
-    nothing, where a key or value is not there and never was.
+    With ``again`` goes what has come since of all that was withdrawn before. With a record goes what other resources of
+    the source say of it, what was derived from it, and all its versions. Fetches and loads of the source that are under
+    way are waited for, and others wait. ``before_rows`` is called when everything else is gone and the rows are about
+    to be. With ``dry_run`` nothing goes. Raises Problem, and has changed nothing, where a key or value is not there and
+    never was.
     """
     if source.after:
         raise Problem(
@@ -86,6 +90,9 @@ def forget(
         asked = [resource for resource in known if not resources or resource.name in resources]
         request = json.dumps([sorted(keys), sorted(where), sorted(resources or ())])
         wanted = _wanted(source, asked, keys, where, stores)
+        if again:
+            wanted |= tombstones.read(stores.objects, source.name)
+            request += json.dumps(sorted(map(str, wanted)))
         found = Found(source.name, tombstones.digest(request)[:16], wanted, [value for _, value in where])
         say(f"{source.name}: looking through its pages")
         find(source, known, found, stores)
@@ -104,15 +111,23 @@ def forget(
 
 
 def sweep(source: Source, settings: Settings, say: Say = print) -> None:
-    """Erase the pages on which withdrawn records came once more; their rows have been kept out already."""
+    """Erase the pages on which withdrawn records came once more; their rows have been kept out already.
+
+    Raises Problem when one of them led to records that readers have: models may have been trained on these, and to say
+    so takes more than a loader's rights.
+    """
     with pipeline.exclusively([source, *derived(source)], settings) as stores:
         known, marks = _known(source, stores), tombstones.read(stores.objects, source.name)
         with stores.warehouse as db, db.cursor() as sql:
             sql.execute("select load from ops.load where source = %s and forgotten > 0", (source.name,))
             loads = {load for (load,) in sql.fetchall()}
+        if any(marked_keys(source, known, marks, stores).values()):
+            raise Problem(
+                f"records of {source.name} that are loaded turn out to be of somebody who was withdrawn",
+                f"`lyrebird forget {source.name} --again` withdraws them too",
+            )
         found = Found(source.name, "", marks)
-        more = any(marked_keys(source, known, marks, stores).values())  # a new record of somebody who has left
-        find(source, known, found, stores, None if more else loads)
+        find(source, known, found, stores, loads)
         _erase(source, known, found, stores, lambda stage: None)
         _delete_rows(source, found, stores)
         say(f"{source.name}: {len(found.pages):,} pages held what was withdrawn before, and are erased")
@@ -206,6 +221,7 @@ def _erase(source: Source, known: list[Resource], found: Found, stores: Stores, 
     reached("journal")
     for address in sorted(found.originals):
         objects.delete(*address.split("/", 1))
+    _clear_unsealed(source, stores)
     reached("pages")
     for resource in known:
         if resource.store == "documents":
@@ -215,6 +231,26 @@ def _erase(source: Source, known: list[Resource], found: Found, stores: Stores, 
     for key in sorted(found.files):
         objects.delete("derived", key)
     reached("files")
+
+
+def _clear_unsealed(source: Source, stores: Stores) -> None:
+    """Delete what has landed and is in no segment, and copies of answers: nobody has looked at what is in them.
+
+    A fetch that was killed left it, or a crawl that is under way, which begins anew. Who needs a page asks again.
+    """
+    with stores.warehouse as db, db.cursor() as sql:
+        of_it = "crawl in (select crawl from ops.crawl where source = %s)"
+        for table in ("frontier", "crawl"):
+            sql.execute(f"delete from ops.{table} where {of_it}", (source.name,))
+    named = set[str]()
+    for load in journal.segments(stores.objects, source.name):
+        for page in journal.read_segment(stores.objects, source.name, load)[1]:
+            named |= {page.key, *(value for value in page.meta.values() if isinstance(value, str))}
+    for key in list(stores.objects.list(BUCKET, f"{source.name}/")):
+        if not key.startswith(f"{source.name}/_") and f"{BUCKET}/{key}" not in named:
+            stores.objects.delete(BUCKET, key)
+    shutil.rmtree(home() / "cache" / "pages", ignore_errors=True)
+    clear_downloads()
 
 
 def keep(entry: Entry, withdrawn: Withdrawn, objects: Objects) -> dict[str, Any]:
@@ -292,21 +328,17 @@ def _index(sql: cursor, entry: Entry) -> None:
 
 
 def _seal(involved: list[Source], found: Found, stores: Stores) -> None:
-    """A load without records for each table that loses some: what follows a source sees that it has changed."""
+    """A load without records for each table that loses some: what follows a source sees that it has changed.
+
+    A withdrawal that was killed after this seals once more: marts may have been built in between, of rows still there.
+    """
     for source in involved:
         for resource in source.resources:
             if not found.keys.get(source.table(resource)):
                 continue
-            with stores.warehouse as db, db.cursor() as sql:
-                sql.execute(
-                    "select from ops.load where (source, resource, lane, slice) = (%s, %s, %s, %s)",
-                    (source.name, resource.name, LANE, found.withdrawal),
-                )
-                sealed = sql.rowcount
-            if not sealed:
-                segment = journal.Segment(stores.objects, source.name, resource.name)
-                segment.cursor = (_cursor(source, resource, stores) if resource.columns else None) or {}
-                segment.seal(lane=LANE, slice=found.withdrawal, interval=None, run_id="withdrawal")
+            segment = journal.Segment(stores.objects, source.name, resource.name)
+            segment.cursor = (_cursor(source, resource, stores) if resource.columns else None) or {}
+            segment.seal(lane=LANE, slice=found.withdrawal, interval=None, run_id="withdrawal")
 
 
 def _delete_rows(source: Source, found: Found, stores: Stores) -> None:

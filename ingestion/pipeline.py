@@ -109,7 +109,10 @@ def ingest(
     if offered:
         from ingestion import forgetting
 
-        forgetting.sweep(source, settings, say)
+        try:
+            forgetting.sweep(source, settings, say)
+        except Problem as problem:
+            failed.append(problem)
     if failed:
         raise failed[0]
     return report

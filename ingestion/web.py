@@ -408,6 +408,15 @@ class _Partial:
         self.file.truncate(0)
 
 
+def clear_downloads() -> None:
+    """Remove the parts of downloads that nobody is at work on."""
+    for path in _downloads(home()).glob("*.part"):
+        with suppress(FileNotFoundError, BlockingIOError), path.open("rb") as part:
+            fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+            path.with_suffix(".mark").unlink(missing_ok=True)
+
+
 @functools.cache
 def _downloads(state: Path) -> Path:
     """The folder of partial downloads. Those that nobody came back for are removed, once per process."""

@@ -124,8 +124,10 @@ def left(settings: Settings) -> dict[str, list[str]]:
         "recordings": f"select {version}, doc from raw.aviary_recordings",
         "audio": f"select {version}, sha256 from raw.aviary_audio",
         "clips": f"select {version}, clip_object, audio_key from raw.clips",
-        "load": "select source, load, resource, lane, slice, state, rows, versions, forgotten from ops.load",
-        "cursor": "select source, resource, lane, cursor, load from ops.cursor",
+        # one that was killed may have announced itself more than once
+        "load": "select distinct source, case when lane <> 'forget' then load end, resource, lane, slice, state, rows, "
+        "versions, forgotten from ops.load",
+        "cursor": "select source, resource, lane, cursor, case when lane <> 'forget' then load end from ops.cursor",
         "landing": "select source, load, position, resource, key, sha256, name, bytes, meta from ops.landing",
         "dataset": "select version, jsonb_path_query_array(withdrawn, '$.*.rows') from ml.dataset",
         "prediction": "select model, key from ml.prediction",

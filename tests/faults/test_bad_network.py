@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Iterator
 from contextlib import closing
@@ -13,6 +12,7 @@ import loading_world as world
 import pytest
 from proxy import Proxy
 from pydantic import SecretStr
+from support import rotating_seed
 
 from storage import warehouse
 from storage.settings import Settings
@@ -72,7 +72,7 @@ def test_a_slow_network_only_takes_longer(calm: dict[str, list[Any]], settings: 
 def test_connections_that_are_cut_anywhere_lose_and_double_nothing(
     calm: dict[str, list[Any]], settings: Settings, network: Network, server: str
 ) -> None:
-    dice, name = random.Random(f"{os.environ.get('LYREBIRD_SEED')} {server}"), f"cut_{server}"
+    dice, name = random.Random(f"{rotating_seed()} {server}"), f"cut_{server}"
     proxy, failed = network.proxies[server], 0
     for generation in (1, 2):
         proxy.budgets = [int(dice.lognormvariate(9.5, 1.5)) for _ in range(12)]  # mostly 3 to 60 kB

@@ -9,16 +9,14 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import loading_world as world
 import pytest
-from support import Stack
+from support import Stack, rotating_seed
 
 from infra.embedded import stack as embedded
 from storage.settings import Settings
@@ -29,13 +27,6 @@ ANYWHERE = "anywhere"
 AT_RANDOM = 7
 PER_GENERATION = 6  # kills of one source before it is let finish
 Tables = dict[str, list[Any]]
-
-
-def seed() -> int:
-    """LYREBIRD_SEED, or a number that changes with the commit."""
-    command = ["git", "rev-parse", "--short=7", "HEAD"]
-    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    return int(os.environ.get("LYREBIRD_SEED") or int(done.stdout.strip() or "0", 16))
 
 
 def same(name: str, settings: Settings, calm: Tables) -> None:
@@ -130,7 +121,7 @@ def test_loaders_killed_at_every_boundary_and_anywhere_leave_the_same_tables(
     capsys: pytest.CaptureFixture[str],
     record_property: Callable[[str, object], None],
 ) -> None:
-    number = seed()
+    number = rotating_seed()
     dice = random.Random(number)
     plan = [stage for stage, times in AT.items() for _ in range(times)] + [ANYWHERE] * AT_RANDOM
     dice.shuffle(plan)
@@ -219,6 +210,6 @@ def test_the_kills_find_a_cursor_that_is_committed_apart_from_the_rows(
         assert world.run(f"{prefix}_calm", generation, settings, bug=bug)[0] == 0
     same(f"{prefix}_calm", settings, calm)
     with pytest.raises(AssertionError) as red:
-        survive(["before commit"] * 4, random.Random(seed()), prefix, settings, calm, bug)
+        survive(["before commit"] * 4, random.Random(rotating_seed()), prefix, settings, calm, bug)
     said = ("'rows'", "'papers'", "at the same time")  # they are lost, or a key is there twice
     assert any(word in str(red.value) for word in said), red.value

@@ -27,7 +27,7 @@ from storage.errors import Problem
 from storage.gates import audit
 from storage.gates.audit import Verdict
 from storage.objects import Objects
-from storage.settings import options_file
+from storage.settings import home, options_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -273,6 +273,53 @@ def test_a_withdrawal_waits_for_a_fetch_and_takes_what_it_has_landed(stack: Stac
         assert withdrawing.result(60)["pages"] == 3
     assert written(stack, "at_work", '"mine"') == []
     assert rows(stack, "select _key from raw.at_work_things where _key in ('mine', 'z')") == [("z",)]
+
+
+def test_what_a_fetch_that_failed_has_landed_goes_too(stack: Stack) -> None:
+    upstream = filled(stack, "unsealed", "rows")
+
+    def torn(context: Context) -> Iterator[Page | Gone]:
+        yield from upstream.fetch(context)
+        raise Problem("the line is cut", "")
+
+    upstream.pages.append([record("mine", "me", value=7.0), record("z")])
+    [things] = upstream.source.resources
+    with pytest.raises(Problem, match="the line is cut"):
+        cycle(stack, replace(upstream.source, resources=(replace(things, fetch=torn),)))
+    part = home() / "cache" / "downloads" / "0123.part"
+    part.parent.mkdir(parents=True, exist_ok=True)
+    part.write_bytes(b"half of mine")
+    assert len(written(stack, "unsealed", "7.0")) == 1
+    forget(stack, upstream.source, "mine")
+    assert written(stack, "unsealed", "7.0") == written(stack, "unsealed", '"mine"') == []
+    assert not part.exists()
+    cycle(stack, upstream.source)  # and what else was on that page comes all the same
+    assert rows(stack, "select _key from raw.unsealed_things where _key in ('mine', 'z')") == [("z",)]
+
+
+def test_published_records_that_turn_out_to_be_of_somebody_withdrawn(stack: Stack) -> None:
+    """A loader may not say of versions and models that they are concerned: it asks for somebody who may."""
+    upstream = filled(stack, "relabelled", "documents")
+    forget(stack, upstream.source, where=[("who", "me")])
+    upstream.pages.append([record("a", "me", value=3.0), record("f")])
+    again = r"turn out to be of somebody who was withdrawn\. `lyrebird forget relabelled --again`"
+    for _ in range(2):  # until it is done
+        with pytest.raises(Problem, match=again):
+            cycle(stack, upstream.source)
+    pipeline.judge(upstream.source, stack.settings("loader"), **QUIET)
+    before = pipeline.latest(upstream.source, stack.settings("loader"))
+    found = forget(stack, upstream.source, again=True)
+    assert found["records"] == {"relabelled_things": ["a"]}
+    assert pipeline.latest(upstream.source, stack.settings("loader")) > before
+    assert rows(stack, "select distinct _key from raw.relabelled_things where _key in ('a', 'c', 'f')") == [
+        ("c",),
+        ("f",),
+    ]
+    assert written(stack, "relabelled", '"a"') == []
+    assert cycle(stack, upstream.source) == {}
+    stays = whole(stack, upstream)
+    pipeline.replay(upstream.source, stack.settings("loader"), **QUIET)
+    assert whole(stack, upstream) == stays
 
 
 def test_a_key_of_several_tables_of_a_database_asks_which(stack: Stack) -> None:
