@@ -325,13 +325,15 @@ def ledger(
 @quarantine.command("list")
 @as_role("loader")
 def quarantine_list(
-    source: Annotated[str, typer.Argument(help="Only this source.")] = "", as_json: Json = False
+    source: Annotated[str, typer.Argument(help="Only this source.")] = "",
+    every: Annotated[bool, typer.Option("--all", help="Those that were read again since, too.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Records in quarantine by source, resource and reason."""
     _table(
         "select source, resource, load, count(*) as records, reason, min(id) as first_id from ops.quarantine "
-        "where %s in ('', source) group by 1, 2, 3, 5 order by 1, 2, 3",
-        (source,),
+        "where %s in ('', source) and (replayed_at is null or %s) group by 1, 2, 3, 5 order by 1, 2, 3",
+        (source, every),
         as_json,
     )
 
@@ -374,15 +376,22 @@ def _show_rows(names: Sequence[str], rows: Sequence[Sequence[Any]], as_json: boo
 
     table = Table(*names, box=None)
     for row in rows:
-        table.add_row(*("" if value is None else str(value) for value in row))
+        table.add_row(*map(_visible, row))
     _print(table if rows else "none")
 
 
+def _visible(value: Any) -> str:
+    """A value for a terminal: what is no printable character is shown by its name, since strangers wrote it."""
+    text = "" if value is None else str(value)
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
 def _print(what: Any) -> None:
-    """Print with rich: as wide as the terminal, or wide enough for a file or a pipe."""
+    """Print with rich, as it is: as wide as the terminal, or wide enough for a file or a pipe."""
     from rich.console import Console
 
-    Console(width=None if sys.stdout.isatty() else 200).print(what)
+    width = None if sys.stdout.isatty() else 200
+    Console(width=width, markup=False, emoji=False, highlight=False).print(what)
 
 
 # ---------------------------------------------------------------- warehouse
