@@ -4,7 +4,8 @@ Sources that come from outside run on their own cron; those that derive from oth
 stream that a person has turned on runs when enough messages wait, for which a trigger watches, not a worker.
 
 A source that can be asked for a time has backfills: Airflow's own (one run for each interval of the cron), and runs
-triggered with `since` and `until`, which map over the days between. Both leave the live cursor alone.
+triggered with `since` and `until`, which map over the days between. Both leave the live cursor alone, and few slices
+of a source are asked for at a time, whichever runs they belong to.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from wiring import COMMON, announce, asset, command
 from ingestion import catalogue
 from ingestion.contract import Source
 
-SIDE_BY_SIDE = 2  # slices of one run; the rates of the servers asked hold for all of them together
+SIDE_BY_SIDE = 2  # slices of a source; the rates of the servers asked hold for all of them together
+MOST = 500  # tasks that a run maps to; of a longer time each takes several days, one after another
 
 
 def dated(source: Source) -> bool:
@@ -57,7 +59,8 @@ def slices(words: list[str], **context: Any) -> list[list[str]]:
         since, until = (f"{context[name]:%Y-%m-%dT%H:%M:%S}" for name in ("data_interval_start", "data_interval_end"))
     elif since and until and since < until:
         start, end = date.fromisoformat(since), date.fromisoformat(until)
-        days = [str(start + timedelta(days=n)) for n in range((end - start).days + 1)]
+        step = -(-(end - start).days // MOST)
+        days = [str(start + timedelta(days=n)) for n in range(0, (end - start).days, step)] + [until]
         return [[*words, "--since", day, "--until", after] for day, after in pairwise(days)]
     return [[*words, *(["--since", since] if since else []), *(["--until", until] if until else [])]]
 
@@ -77,7 +80,7 @@ def ingest_dag(source: Source) -> DAG:
         **COMMON,
     ) as dag:
         words = ["ingest", source.name, "--json", "--run-id", "{run_id}"]
-        ingest = command.override(task_id="ingest", max_active_tis_per_dagrun=SIDE_BY_SIDE)
+        ingest = command.override(task_id="ingest", max_active_tis_per_dag=SIDE_BY_SIDE)
         if dated(source):
             ingested = ingest.partial(role="loader").expand(argv=slices(words))
         else:

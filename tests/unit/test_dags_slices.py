@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ for kind, since, until in json.loads(sys.argv[1]):
 dags = {name: dag for name, dag in vars(ingest).items() if hasattr(dag, "task_dict")}
 dated = {name: "slices" in dag.task_dict for name, dag in dags.items()}
 mapped, timetable = dags["ingest_xeno_canto"].task_dict["ingest"], dags["ingest_xeno_canto"].timetable
-side_by_side = mapped.partial_kwargs["max_active_tis_per_dagrun"]
+side_by_side = mapped.partial_kwargs["max_active_tis_per_dag"]
 print(json.dumps([answers, dated, side_by_side, timetable.expression]))
 """
 
@@ -49,9 +50,15 @@ def test_runs_ask_for_their_slices() -> None:
             ["manual", "2026-02-27", "2026-03-02"],
             ["manual", "2026-02-27", "2026-02-27"],
             ["manual", "2026-02-27", None],
+            ["manual", "2020-01-01", "2026-01-01"],
         ]
     )
     words = ["ingest", "diary"]
+    six_years = answers.pop()
+    assert len(six_years) == 439  # of five days each, and a last one of two
+    assert six_years[0][2:] == ["--since", "2020-01-01", "--until", "2020-01-06"]
+    assert six_years[-1][2:] == ["--since", "2025-12-30", "--until", "2026-01-01"]
+    assert all(one[5] == other[3] for one, other in pairwise(six_years))
     assert answers == [
         [words],
         [[*words, "--since", "2026-03-01T05:20:00", "--until", "2026-03-02T05:20:00"]],
