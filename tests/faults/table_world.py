@@ -24,18 +24,19 @@ SCHEMA = pa.schema(
 )
 
 
-def source(name: str, rows: int, page: int) -> Source:
-    """``rows`` rows in pages of ``page``, each an Arrow stream."""
+def source(name: str, rows: int, page: int, time: int) -> Source:
+    """``rows`` rows in pages of ``page``, each an Arrow stream. The second ``time`` all come again, a tenth changed."""
 
     def fetch(context: Context) -> Iterator[Page]:
-        for start in range(context.cursor.get("next", 0), rows, page):
+        for start in range(0 if context.cursor.get("time") != time else rows, rows, page):
             ids = np.arange(start, min(start + page, rows))
             words = np.char.add("word ", (ids * 7919 % 100_003).astype(str))
-            batch = pa.record_batch([ids, words.astype(object), ids / 7, ids % 1000], schema=SCHEMA)
+            counts = ids % 1000 + time * (ids % 10 == 0)
+            batch = pa.record_batch([ids, words.astype(object), ids / 7, counts], schema=SCHEMA)
             sink = pa.BufferOutputStream()
             with pa.ipc.new_stream(sink, SCHEMA) as writer:
                 writer.write_batch(batch)
-            yield Page(f"rows {start}", sink.getvalue().to_pybytes(), {"next": int(ids[-1]) + 1})
+            yield Page(f"rows {start}", sink.getvalue().to_pybytes(), {"time": time})
 
     def parse(landed: Landed) -> Iterator[pa.RecordBatch]:
         with landed.path() as path, pa.memory_map(str(path)) as file:
@@ -52,7 +53,7 @@ def peak_mb() -> float:
 
 
 if __name__ == "__main__":
-    made, most, of_page = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    report = pipeline.ingest(source(made, most, of_page), for_role("loader"), say=lambda text: None)
+    made, (most, of_page, which) = sys.argv[1], map(int, sys.argv[2:])
+    report = pipeline.ingest(source(made, most, of_page, which), for_role("loader"), say=lambda text: None)
     loaded = sum(load["versions"] for load in report.loads.values())
     print(json.dumps({"rows": loaded, "peak_mb": peak_mb()}))
