@@ -173,22 +173,27 @@ class Location:
 
         return self._root.each(names, read)
 
-    def fetch(self, name: str) -> Path:
-        """A copy of the file, in a temporary folder that is removed when the process ends, if not before."""
+    def fetch(self, name: str, sha256: str = "") -> Path:
+        """A copy of the file, in a temporary folder that is removed when the process ends, if not before.
+
+        Raises Unusable when its SHA-256 was announced and is another one.
+        """
         folder = Path(tempfile.mkdtemp(dir=_scratch()))
         path = folder / PurePosixPath(name).name
         try:
             with self._told(name):
                 self._root.fetch(_safe(name, self.url), path)
+                if sha256 and digest(path)[0] != sha256.strip().lower():
+                    raise Unusable(f"{name} at {self.url} is damaged: its SHA-256 is not {sha256}", "Run it again")
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         return path
 
     @contextmanager
-    def copy(self, name: str) -> Iterator[Path]:
-        """A copy of the file for as long as the block runs."""
-        path = self.fetch(name)
+    def copy(self, name: str, sha256: str = "") -> Iterator[Path]:
+        """A copy of the file for as long as the block runs; see :meth:`fetch`."""
+        path = self.fetch(name, sha256)
         try:
             yield path
         finally:

@@ -166,7 +166,6 @@ class Web:
         types: Collection[str] = (),
         most: int = 4096 * MB,
         seconds: float = 3600,
-        sha256: str = "",
     ) -> Answer | None:
         """The answer, byte for byte as the server keeps it, as the file ``path``; None when unchanged since ``mark``.
 
@@ -189,7 +188,7 @@ class Web:
 
             answer = self._tried(url, once)
             if answer is not None:
-                part.finish(path, sha256)
+                part.finish(path)
         return answer
 
     def each(self, items: Iterable[T], get: Callable[[T], R], at_once: int = 4) -> Iterator[R]:
@@ -341,7 +340,7 @@ class _Partial:
     def __init__(self, url: str) -> None:
         name = hashlib.sha256(url.encode()).hexdigest()[:32]
         folder = _downloads(home())
-        self._url, self._part, self._mark = url, folder / f"{name}.part", folder / f"{name}.mark"
+        self._part, self._mark = folder / f"{name}.part", folder / f"{name}.mark"
 
     def __enter__(self) -> Self:
         while True:
@@ -387,15 +386,8 @@ class _Partial:
             raise _Busy("has another file by now", 0)
         return None if found[2] == "*" else int(found[2])
 
-    def finish(self, path: Path, sha256: str) -> None:
-        """Give the file to ``path``, if its SHA-256 is the one announced."""
-        if sha256:
-            self.file.seek(0)
-            if hashlib.file_digest(self.file, "sha256").hexdigest() != sha256.lower():
-                self._forget()
-                raise Unusable(
-                    f"{wire.shown(self._url)} is damaged: its SHA-256 is not the one announced", "Run it again"
-                )
+    def finish(self, path: Path) -> None:
+        """Give the file to ``path``."""
         self.file.flush()
         self._mark.unlink(missing_ok=True)
         shutil.move(self._part, path)

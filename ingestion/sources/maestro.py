@@ -61,7 +61,8 @@ def fetch(context: Context) -> Iterator[Page]:
     if context.cursor == {"marks": marks}:
         return
     with ExitStack() as copies:
-        files = {name: copies.enter_context(location.copy(name)) for name in names}
+        announced = {names[0]: str(context.config["sha256"])}
+        files = {name: copies.enter_context(location.copy(name, announced.get(name, ""))) for name in names}
         cursor = {"marks": {name: mark or digest(files[name])[0] for name, mark in marks.items()}}
         if context.cursor != cursor:
             bundle = files.pop(names[0])
@@ -185,6 +186,7 @@ SOURCE = Source(
         **LOCATION,
         "location": ("", f"where the release lies: {URL}, a copy of it, or its MIDI zip; empty: nothing is read"),
         "version": ("v3.0.0", "release, as its files are named: maestro-v3.0.0-midi.zip"),
+        "sha256": ("", "SHA-256 of the zip, as the page of the release announces it; empty: not compared"),
     },
     resources=(
         Resource(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,8 @@ def lay(made: double.Maestro, folder: Path) -> None:
             path.write_bytes(made.table(kind))
 
 
-def fetched(location: Path, cursor: dict[str, Any] | None = None) -> list[Page]:
-    config = {"location": str(location), "storage": {}, "version": "v3.0.0"}
+def fetched(location: Path, cursor: dict[str, Any] | None = None, sha256: str = "") -> list[Page]:
+    config = {"location": str(location), "storage": {}, "version": "v3.0.0", "sha256": sha256}
     return list(SCORES.fetch(Context(config, cursor or {}, SCORES, None, Settings(), lambda text: None)))  # type: ignore[arg-type]
 
 
@@ -87,6 +88,14 @@ def test_what_does_not_fit_together_is_named_and_the_rest_comes(made: double.Mae
         odd["midi_filename"].split("/")[1]: "its line in the table makes no sense",
     }
     assert len(records(pages)) == len(made.performances) - 2
+
+
+def test_a_zip_that_is_not_the_one_announced_is_refused(made: double.Maestro, tmp_path: Path) -> None:
+    lay(made, tmp_path)
+    good = hashlib.sha256((tmp_path / f"{double.RELEASE}-midi.zip").read_bytes()).hexdigest()
+    assert len(fetched(tmp_path, sha256=good.upper())) == len(fetched(tmp_path))
+    with pytest.raises(Problem, match="is damaged: its SHA-256 is not 00"):
+        fetched(tmp_path, sha256="00" * 32)
 
 
 def test_a_line_as_published() -> None:
