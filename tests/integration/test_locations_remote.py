@@ -302,10 +302,10 @@ def test_an_sftp_file_that_trickles_is_given_up_and_the_next_one_comes(
     with sftp_server.serve(root) as server:
         location = sftp_location(server, root)
         location.list()
-        server.pause = 0.1
+        server.pause = 1.0
         with monkeypatch.context() as patch:
             patch.setattr(locations, "_PATIENCE_S", 0.5)
-            refused(lambda: location.read("clips/deep/er/c.mp3"), "takes longer than", 20)
+            refused(lambda: location.read("clips/deep/er/c.mp3", 4 << 20), "takes longer than", 40)
         server.pause = 0
         assert location.read("clips/deep/er/c.mp3") == FILES["clips/deep/er/c.mp3"]
 
