@@ -12,7 +12,6 @@ from __future__ import annotations
 import html
 import json
 import re
-import shutil
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -98,6 +97,7 @@ def forget(
         find(source, known, found, stores)
         if not dry_run:
             _erase(source, known, found, stores, reached)
+            _clear_unsealed(source, stores)
             before_rows(found)
             reached("marked")
             _seal(involved, found, stores)
@@ -121,13 +121,13 @@ def sweep(source: Source, settings: Settings, say: Say = print) -> None:
         with stores.warehouse as db, db.cursor() as sql:
             sql.execute("select load from ops.load where source = %s and forgotten > 0", (source.name,))
             loads = {load for (load,) in sql.fetchall()}
-        if any(marked_keys(source, known, marks, stores).values()):
+        found = Found(source.name, "", marks)
+        find(source, known, found, stores, loads)
+        if any(marked_keys(source, known, found.tombstones, stores).values()):
             raise Problem(
                 f"records of {source.name} that are loaded turn out to be of somebody who was withdrawn",
                 f"`lyrebird forget {source.name} --again` withdraws them too",
             )
-        found = Found(source.name, "", marks)
-        find(source, known, found, stores, loads)
         _erase(source, known, found, stores, lambda stage: None)
         _delete_rows(source, found, stores)
         say(f"{source.name}: {len(found.pages):,} pages held what was withdrawn before, and are erased")
@@ -221,7 +221,6 @@ def _erase(source: Source, known: list[Resource], found: Found, stores: Stores, 
     reached("journal")
     for address in sorted(found.originals):
         objects.delete(*address.split("/", 1))
-    _clear_unsealed(source, stores)
     reached("pages")
     for resource in known:
         if resource.store == "documents":
@@ -249,7 +248,8 @@ def _clear_unsealed(source: Source, stores: Stores) -> None:
     for key in list(stores.objects.list(BUCKET, f"{source.name}/")):
         if not key.startswith(f"{source.name}/_") and f"{BUCKET}/{key}" not in named:
             stores.objects.delete(BUCKET, key)
-    shutil.rmtree(home() / "cache" / "pages", ignore_errors=True)
+    for path in (home() / "cache" / "pages").glob("*"):
+        path.unlink(missing_ok=True)
     clear_downloads()
 
 
