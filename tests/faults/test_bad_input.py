@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -15,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import Stack
+from support import Stack, lyrebird, refused, start
 
 from ingestion import catalogue
-from storage import roles, warehouse
+from storage import warehouse
 from storage.objects import Objects
 
 SOURCES = ("parallel_files", "piano_roll_files", "audio_folder")
@@ -49,31 +48,6 @@ def place(stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     forget(stack)
     yield folder
     forget(stack)
-
-
-def start(*words: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "infra.cli", *words],
-        env=roles.environment("loader"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
-def lyrebird(*words: str) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a command."""
-    child = start(*words)
-    out, err = child.communicate(timeout=120)
-    assert "Traceback" not in err, err
-    return child.returncode, out, err
-
-
-def refused(*words: str) -> str:
-    """The one sentence of a command that fails."""
-    code, out, err = lyrebird(*words)
-    assert code == 1, err
-    assert not out
-    lines = err.strip().splitlines()
-    assert [line.startswith("lyrebird: ") for line in lines] == [False] * (len(lines) - 1) + [True], err
-    return lines[-1].removeprefix("lyrebird: ")
 
 
 def counts(out: str) -> dict[str, dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 What servers do to us is in tests/unit/test_web_client.py and archives in tests/unit/test_archives.py; files that are
 merely damaged are in test_broken_files.py, and records that no store takes in test_bad_input.py. CSV is only read, no
-command writes any: there is no export into which somebody's formula could get.
+command writes any: tests/unit/test_csv_exports.py keeps it so, and says what an export would have to do.
 """
 
 from __future__ import annotations
