@@ -16,6 +16,7 @@ from upstreams.faulty_server import Reply
 from infra.sentences import CONTROL
 from storage import warehouse
 from storage.documents import Documents
+from storage.objects import Objects
 from storage.settings import options_file
 
 # Markup and emoji of rich; a title for the window, a cleared screen, and writing that runs from right to left.
@@ -194,3 +195,26 @@ def test_documents_are_made_again_loaded_again_and_withdrawn(stack: Stack, serve
     assert rows(stack) == left
     told("replay", "gbif_sounds")
     assert rows(stack) == left
+
+
+def test_a_source_begins_with_what_landing_holds_after_the_object_store_came_back_older_or_empty(
+    stack: Stack, server: Gbif
+) -> None:
+    backfill = ("ingest", "gbif_sounds", "--since", "2020-12-05", "--until", "2020-12-06")
+    told(*backfill)
+    told("audit", "gbif_sounds")
+    some = rows(stack)
+    objects = Objects(stack.settings("admin"))
+    backup = set(objects.list("landing"))
+    told("ingest", "gbif_sounds")
+    told("audit", "gbif_sounds")
+    whole = rows(stack)
+    assert 0 < len(some) < len(whole) == 200
+    for left in (backup, set[str]()):  # what a copy of the store had, and nothing at all
+        for key in set(objects.list("landing")) - left:
+            objects.delete("landing", key)
+        assert told("replay", "gbif_sounds") == {"loads": [1] if left else []}
+        assert rows(stack) == (some if left else {})
+        told("ingest", "gbif_sounds")
+        told("audit", "gbif_sounds")
+        assert rows(stack) == whole
