@@ -17,9 +17,9 @@ from typing import Any
 import requests
 import tomli_w
 from rich.console import Console
-from rich.markup import escape
 
 from infra.embedded.home import write_private
+from infra.sentences import visible
 from ingestion import catalogue
 from ml.tasks import FAMILIES
 from storage import warehouse
@@ -234,14 +234,15 @@ class Screen:
 
     def show(self, lines: dict[str, Line]) -> None:
         from rich.table import Table
+        from rich.text import Text
 
         ended = sum(line.state in ENDED for line in lines.values())
         total = f"{ended} of {len(lines)} runs so far"
         table = Table(clock(time.monotonic() - self._begin), "state", "for", f"at work ({total})", box=None)
         for line in sorted(lines.values(), key=lambda line: line.state not in ENDED):
             colour = {"success": "green", "failed": "red", "running": "cyan"}.get(line.state, "dim")
-            words = " ".join(filter(None, (line.tasks, line.counted)))
-            table.add_row(line.dag, f"[{colour}]{line.state}", clock(line.seconds), escape(words))
+            words = visible(" ".join(filter(None, (line.tasks, line.counted))))
+            table.add_row(line.dag, Text(line.state, colour), clock(line.seconds), Text(words))
         self._live.update(table)
 
 

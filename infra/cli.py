@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
+from infra.sentences import visible
 from storage.errors import Problem
 
 
@@ -15,7 +16,7 @@ def main() -> None:
 
         app()
     except Problem as problem:
-        print(f"lyrebird: {problem}", file=sys.stderr)
+        print(f"lyrebird: {visible(str(problem))}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         _interrupted()

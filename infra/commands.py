@@ -5,7 +5,6 @@ Each command takes on the role it needs and no other. Heavy libraries are import
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -55,16 +54,16 @@ R = TypeVar("R")
 
 
 def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(sentences.visible(text), file=sys.stderr, flush=True)
 
 
 def show(value: Any, as_json: bool, text: Callable[[Any], str] | None = None) -> None:
     """Print a result: as one line of JSON for scripts, or as text for people."""
     if as_json:
         plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-        print(json.dumps(plain, ensure_ascii=False, default=str))
+        print(sentences.document(plain))
     elif text:
-        print(text(value))
+        print(sentences.visible(text(value)))
 
 
 def as_role(role: Role) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -110,9 +109,7 @@ def status(as_json: Json = False) -> None:
     services = stack.status(home())
     show([asdict(s) for s in services], as_json)
     if not as_json:
-        from rich.table import Table
-
-        table = Table("service", "state", "address", "memory", "cpu", "up for", box=None)
+        rows = []
         for one in services:
             state = one.state if one.healthy or one.state != "running" else "running, not healthy"
             address = one.url or (f"127.0.0.1:{one.port}" if one.port else "")
@@ -120,8 +117,8 @@ def status(as_json: Json = False) -> None:
                 used = (f"{one.memory_mb:,.0f} MB", f"{one.cpu_seconds:,.0f} s", f"{one.uptime_s / 60:,.0f} min")
             else:
                 used = ("", "", "")
-            table.add_row(one.name, state, address, *used)
-        _print(table)
+            rows.append((one.name, state, address, *used))
+        _print_table(("service", "state", "address", "memory", "cpu", "up for"), rows)
         print(f"State and logs: {home()}. Web pages: user lyrebird; `lyrebird password` prints the password")
     if any(one.state == "failed" for one in services):
         raise typer.Exit(1)
@@ -326,14 +323,16 @@ def ledger(
 @as_role("loader")
 def quarantine_list(
     source: Annotated[str, typer.Argument(help="Only this source.")] = "",
-    every: Annotated[bool, typer.Option("--all", help="Those that were read again since, too.")] = False,
+    all_: Annotated[bool, typer.Option("--all", help="Those too that a replay has read again.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Records in quarantine by source, resource and reason."""
+    """Records in quarantine by source, resource and reason; without those whose pages were replayed."""
     _table(
-        "select source, resource, load, count(*) as records, reason, min(id) as first_id from ops.quarantine "
-        "where %s in ('', source) and (replayed_at is null or %s) group by 1, 2, 3, 5 order by 1, 2, 3",
-        (source, every),
+        "select source, resource, load, count(*) as records, reason, min(id) as first_id, "
+        "max(replayed_at)::timestamp(0) as replayed_at from ops.quarantine "
+        "where %s in ('', source) and (%s or replayed_at is null) "
+        "group by 1, 2, 3, 5, replayed_at is null order by 1, 2, 3, 6",
+        (source, all_),
         as_json,
     )
 
@@ -371,27 +370,22 @@ def _table(statement: str, values: tuple[Any, ...], as_json: bool) -> None:
 def _show_rows(names: Sequence[str], rows: Sequence[Sequence[Any]], as_json: bool) -> None:
     if as_json:
         show([dict(zip(names, row, strict=True)) for row in rows], True)
-        return
+    elif rows:
+        _print_table(names, rows)
+    else:
+        print("none")
+
+
+def _print_table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Print values as they are, not as markup: as wide as the terminal, or wide enough for a file or a pipe."""
+    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(*names, box=None)
     for row in rows:
-        table.add_row(*map(_visible, row))
-    _print(table if rows else "none")
-
-
-def _visible(value: Any) -> str:
-    """A value for a terminal: what is no printable character is shown by its name, since strangers wrote it."""
-    text = "" if value is None else str(value)
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
-
-
-def _print(what: Any) -> None:
-    """Print with rich, as it is: as wide as the terminal, or wide enough for a file or a pipe."""
-    from rich.console import Console
-
-    width = None if sys.stdout.isatty() else 200
-    Console(width=width, markup=False, emoji=False, highlight=False).print(what)
+        table.add_row(*(Text("" if value is None else sentences.visible(str(value), but="")) for value in row))
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
 # ---------------------------------------------------------------- warehouse
@@ -470,7 +464,7 @@ def dataset_show(version: str) -> None:
     """A version's manifest: schema, splits, statistics, licences."""
     from ml.datasets import freeze
 
-    print(json.dumps(freeze.show(version, Settings()), indent=2, ensure_ascii=False, default=str))
+    print(sentences.document(freeze.show(version, Settings()), indent=2))
 
 
 @dataset.command("restore")
@@ -580,7 +574,7 @@ def prediction(name: ModelName, key: Key) -> None:
     """The latest prediction of a model for a key: from the cache, or from the warehouse when the cache forgot."""
     from ml import predict as batch
 
-    print(json.dumps(batch.get(name, key, Settings()), ensure_ascii=False, default=str))
+    print(sentences.document(batch.get(name, key, Settings())))
 
 
 Model = Annotated[str, typer.Option("--model", help="NAME, NAME@3 or NAME@champion.")]
@@ -725,7 +719,7 @@ def lineage_object(
     """The other way: from an object in landing to the records, examples, dataset versions and models made of it."""
     from ml import descendants
 
-    print(json.dumps(descendants.of(what, Settings()), ensure_ascii=False, indent=None if as_json else 2))
+    print(sentences.document(descendants.of(what, Settings()), indent=None if as_json else 2))
 
 
 def _show_tree(tree: dict[str, Any], recompute: bool, as_json: bool) -> None:
@@ -736,7 +730,7 @@ def _show_tree(tree: dict[str, Any], recompute: bool, as_json: bool) -> None:
 
         differences = trace.recompute(tree, Settings(), rereading.differences)
         tree["recomputed"] = not differences
-    print(json.dumps(tree, ensure_ascii=False, default=str, indent=None if as_json else 2))
+    print(sentences.document(tree, indent=None if as_json else 2))
     if differences:
         reason = "; ".join(differences)
         raise Problem(f"the bytes that landed do not give this example again: {reason}", "They or their reader changed")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -9,6 +11,26 @@ if TYPE_CHECKING:
     from ml.registry import ModelVersion, Promotion
 
 FEW = 5
+# What a terminal obeys instead of showing it: control characters, and those that turn the direction of the writing.
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def visible(text: str, but: str = "\n\t") -> str:
+    """Text that may be of strangers, for a terminal: a sign or an escape for each control character ``but`` these."""
+
+    def shown(found: re.Match[str]) -> str:
+        character, code = found[0], ord(found[0])
+        if character in but:
+            return character
+        return chr(0x2400 + code) if code < 0x20 else f"\\u{code:04x}"
+
+    return CONTROL.sub(shown, text)
+
+
+def document(value: Any, indent: int | None = None) -> str:
+    """A result as JSON that a terminal obeys in nothing. A script that reads it finds the data as they are."""
+    text = json.dumps(value, ensure_ascii=False, default=str, indent=indent)
+    return CONTROL.sub(lambda found: found[0] if found[0] == "\n" else f"\\u{ord(found[0]):04x}", text)
 
 
 def trained(result: dict[str, Any]) -> str:
@@ -87,4 +109,5 @@ def _interval(score: dict[str, Any]) -> str:
 
 
 def _listed(names: list[str]) -> str:
-    return ", ".join(names[:FEW]) + (f" and {len(names) - FEW} more" if len(names) > FEW else "")
+    few = ", ".join(visible(name, but="") for name in names[:FEW])
+    return few + (f" and {len(names) - FEW} more" if len(names) > FEW else "")

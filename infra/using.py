@@ -9,6 +9,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from infra import sentences
 from ml import registry
 from storage import warehouse
 from storage.errors import Problem
@@ -81,14 +82,14 @@ def identify(paths: list[Path], name: str, settings: Settings, as_json: bool, sa
             failed += 1
             continue
         if as_json:
-            print(json.dumps(answer, ensure_ascii=False), flush=True)
+            print(sentences.document(answer), flush=True)
             continue
         top = answer["top"]
-        print(f"{path}: {top['species'] or 'none of the species it knows'} ({top['score']:.2f})")
+        species = sentences.visible(top["species"] or "none of the species it knows")
+        print(f"{sentences.visible(str(path))}: {species} ({top['score']:.2f})")
         for line in answer["predictions"]:
-            print(
-                f"  {line['start_s']:7.1f} s to {line['end_s']:7.1f} s  {line['species'] or '-'} ({line['score']:.2f})"
-            )
+            species = sentences.visible(line["species"] or "-")
+            print(f"  {line['start_s']:7.1f} s to {line['end_s']:7.1f} s  {species} ({line['score']:.2f})")
     if not as_json:
         print(f"({_origin(about, full)})")
     return failed

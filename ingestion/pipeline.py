@@ -488,7 +488,13 @@ def make_tables(sources: list[Source], settings: Settings) -> None:
 
 def options(source: Source) -> dict[str, Any]:
     """The source's options: its defaults, and what the options file says of it."""
-    values = given.options().get("sources", {}).get(source.name, {})
+    sources = given.options().get("sources", {})
+    values = sources.get(source.name, {}) if isinstance(sources, Mapping) else sources
+    if not isinstance(values, Mapping):
+        raise Problem(
+            f"{given.options_file()}: what it says of {source.name} is {values!r}",
+            f"Begin a table with the line [sources.{source.name}], and give its options below",
+        )
     known = {name: default for name, (default, _) in source.config.items()}
     known["quarantine_share"] = source.quarantine_share
     unknown = values.keys() - known.keys()
@@ -523,10 +529,16 @@ def _load_sealed(
     """
     db = stores.warehouse
     with db, db.cursor() as sql:
-        sql.execute("select load from ops.load where source = %s", (source.name,))
-        known = {load for (load,) in sql.fetchall()}
+        sql.execute("select load, resource from ops.load where source = %s", (source.name,))
+        known = dict(sql.fetchall())
+    sealed, names = journal.segments(stores.objects, source.name), {resource.name for resource in source.resources}
+    if lost := {load for load, name in known.items() if name in names}.difference(sealed):
+        raise Problem(
+            f"the warehouse has load {min(lost)} of {source.name}, and landing has not: it is older",
+            f"`lyrebird replay {source.name}` makes the tables as landing has them; then ingest what is missing",
+        )
     done = []
-    for load in journal.segments(stores.objects, source.name):
+    for load in sealed:
         if load in known:
             continue
         header, entries = journal.read_segment(stores.objects, source.name, load, stores.copies)

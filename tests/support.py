@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ import sqlalchemy as sa
 from infra.embedded import probes
 from infra.embedded import stack as embedded
 from infra.embedded.home import Home, random_free
-from storage import warehouse
+from storage import roles, warehouse
 from storage.documents import Documents
 from storage.objects import Objects
 from storage.settings import Role, Settings, for_role
@@ -142,3 +143,29 @@ def another_database(stack: Stack, name: str, password: str) -> Iterator[sa.URL]
             yield sa.URL.create("postgresql+psycopg2", name, password, "127.0.0.1", home.ports()["postgres"], name)
             sql.execute(f"drop database {name} with (force)")
             sql.execute(f"drop role {name}")
+
+
+def start(*words: str) -> subprocess.Popen[str]:
+    """The real command, under way."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "infra.cli", *words],
+        env=roles.environment("loader"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def lyrebird(*words: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command."""
+    child = start(*words)
+    out, err = child.communicate(timeout=120)
+    assert "Traceback" not in err, err
+    return child.returncode, out, err
+
+
+def refused(*words: str) -> str:
+    """The one sentence of a command that fails."""
+    code, out, err = lyrebird(*words)
+    assert code == 1, err
+    assert not out
+    lines = err.strip().splitlines()
+    assert [line.startswith("lyrebird: ") for line in lines] == [False] * (len(lines) - 1) + [True], err
+    return lines[-1].removeprefix("lyrebird: ")

@@ -253,7 +253,7 @@ SOURCE = Source(
     licence="as the collection's publisher says: the option `licence`",
     cadence="55 7 * * *",
     cursor="fingerprint of the listing",
-    volume="as many files as there are; `make bench AREA=ingestion` measures with a hundred thousand",
+    volume="as many files as there are; `make bench AREA=ingestion` measures listings and journals of many",
     config={
         **LOCATION,
         "corpus": ("", "name of the collection; empty: the last part of the location"),

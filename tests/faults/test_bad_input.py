@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -15,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import Stack
+from support import Stack, lyrebird, refused, start
 
 from ingestion import catalogue
-from storage import roles, warehouse
+from storage import warehouse
 from storage.objects import Objects
-from storage.settings import Role
 
 SOURCES = ("parallel_files", "piano_roll_files", "audio_folder")
 
@@ -50,31 +48,6 @@ def place(stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     forget(stack)
     yield folder
     forget(stack)
-
-
-def start(*words: str, role: Role = "loader") -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "infra.cli", *words],
-        env=roles.environment(role), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
-def lyrebird(*words: str, role: Role = "loader") -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a command."""
-    child = start(*words, role=role)
-    out, err = child.communicate(timeout=120)
-    assert "Traceback" not in err, err
-    return child.returncode, out, err
-
-
-def refused(*words: str) -> str:
-    """The one sentence of a command that fails."""
-    code, out, err = lyrebird(*words)
-    assert code == 1, err
-    assert not out
-    lines = err.strip().splitlines()
-    assert [line.startswith("lyrebird: ") for line in lines] == [False] * (len(lines) - 1) + [True], err
-    return lines[-1].removeprefix("lyrebird: ")
 
 
 def counts(out: str) -> dict[str, dict[str, Any]]:
@@ -153,67 +126,6 @@ def test_a_table_of_labels_that_is_none(stack: Stack, place: Path, table: bytes,
     assert "clips.csv" in sentence
 
 
-def answer(*words: str, role: Role = "loader") -> Any:
-    """The one document that a command prints for scripts."""
-    code, out, err = lyrebird(*words, "--json", role=role)
-    assert code == 0, err
-    return json.loads(out)
-
-
-def test_what_strangers_wrote_is_shown_as_it_is(stack: Stack, place: Path) -> None:
-    """No markup, no picture, and nothing that a terminal would obey."""
-    (place / "clips").mkdir()
-    labels = ["[/x][live] :bird: \x1b[2J\u202eeb", *(f"{number}.wav" for number in range(30))]
-    rows = [f"{name},Tyto alba,{'test' if number else 'never'}" for number, name in enumerate(labels)]
-    (place / "clips.csv").write_text("\n".join(["file,scientific_name,split", *rows]), "utf-8")
-    assert counts(lyrebird("ingest", "audio_folder", "--resource", "labels", "--json")[1])["labels"]["quarantined"] == 1
-    [held] = answer("quarantine", "list", "audio_folder")
-    for words in (["show", str(held["first_id"])], ["list", "audio_folder"]):
-        code, out, err = lyrebird("quarantine", *words)
-        assert code == 0, err
-        assert not {"\x1b", "\u202e", "🐦"} & set(out)
-        if words[0] == "show":
-            shown = out.replace("\n", "").replace(" ", "")
-            for part in ("[/x]", "[live]", ":bird:"):
-                assert part in shown, out
-
-
-def test_the_words_of_ingestion(stack: Stack, place: Path) -> None:
-    """What a person types when records are in quarantine, slices have failed, or tables have to be made anew."""
-    folder = text_files(place)
-    good = (folder / "train.de").read_bytes()
-    (folder / "train.de").write_bytes(good.replace(b"de 7 ", b"de 7 \xff"))
-    answer("ingest", "parallel_files")
-    answer("audit", "parallel_files")
-    [held] = answer("quarantine", "list", "parallel_files")
-    [shown] = answer("quarantine", "show", str(held["first_id"]))
-    assert (shown["load"], shown["reason"]) == (1, held["reason"])
-    assert answer("quarantine", "show", "999999") == []
-    assert answer("quarantine", "replay", "parallel_files") == {"loads": [2]}  # the page is as it was, and so is this
-    assert [one["load"] for one in answer("quarantine", "list", "parallel_files")] == [2]
-    assert [one["load"] for one in answer("quarantine", "list", "parallel_files", "--all")] == [1, 2]
-
-    before = query(stack, "select _load, _position, _key, _hash from raw.parallel_files_lines order by 1, 2")
-    assert answer("replay", "parallel_files") == {"loads": [1, 2]}
-    assert query(stack, "select _load, _position, _key, _hash from raw.parallel_files_lines order by 1, 2") == before
-    assert answer("project", "parallel_files") == {"documents": 0}
-
-    (folder / "train.de").write_bytes(good)
-    place.rename(place.with_name("away"))
-    assert refused("ingest", "parallel_files")
-    assert answer("ledger", "parallel_files")[0]["state"] == "failed"
-    place.with_name("away").rename(place)
-    assert answer("ingest", "parallel_files", "--failed")["loads"]
-    assert answer("ledger", "parallel_files")[0]["state"] == "done"
-    answer("audit", "parallel_files")
-
-    key = query(stack, "select _key from raw.parallel_files_lines order by 1 limit 1")[0][0]
-    would = answer("forget", "parallel_files", "--key", key, "--dry-run", role="admin")
-    gone = answer("forget", "parallel_files", "--key", key, role="admin")
-    assert gone["records"] == would["records"] == {"parallel_files_lines": [key]}
-    assert key not in {one for (one,) in query(stack, "select _key from raw.parallel_files_lines")}
-
-
 def test_file_names_that_are_no_text(stack: Stack, place: Path) -> None:
     folder = text_files(place, 3)
     Path(os.fsdecode(bytes(folder) + b"/train.caf\xe9")).touch()
@@ -228,6 +140,10 @@ def test_mistakes_in_the_options_file(stack: Stack, place: Path) -> None:
     assert "parallel_files has no option place. Its options: location" in said
     options.write_text("[sources.parallel_files\n")
     assert "lyrebird.toml is no TOML" in refused("ingest", "parallel_files")
+    for text, value in (("sources = 3\n", "3"), ("[sources]\nparallel_files = 1\n", "1")):
+        options.write_text(text)
+        said = refused("ingest", "parallel_files")
+        assert f"what it says of parallel_files is {value}. Begin a table with the line [sources.parallel" in said
 
 
 @pytest.mark.parametrize("delay", [0.8, 1.2])

@@ -117,6 +117,14 @@ def test_a_screen_shows_one_row_for_each_run() -> None:
     assert last.count("ingest_a") == 2  # the row, and what it counted
 
 
+def test_a_screen_shows_what_a_run_says_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chain, "counts", lambda dag: "[/x] [live] :bird: \x1b]0;mine\x07")
+    out = io.StringIO()
+    api = Scripted([[("ingest_a", "success", [])]])
+    chain.Watch(api, None, chain.Screen(Console(file=out, force_terminal=True, width=120), 0.0)).to_the_end()  # type: ignore[arg-type]
+    assert "[/x] [live] :bird: ␛]0;mine␇" in out.getvalue()
+
+
 def test_what_an_earlier_run_left_is_cleared_and_a_rejected_load_fetched_again() -> None:
     api = Scripted([[]])
     chain._mend(api, ["ingest_clips", "train_birds", "transform_text"], lambda line: None)  # type: ignore[arg-type]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -100,3 +102,18 @@ FILED = {"name": "birds-aviary", "version": 2, "run_id": "1f", "dataset": "0abc"
 )
 def test_a_result_is_told_as_a_person_would(said: str, lines: list[str]) -> None:
     assert said.split("\n") == lines
+
+
+HOSTILE = "[/x]\x1b]0;mine\x07\x9b2J\u202e\x7f\r\n\tключ 🐦"
+
+
+def test_what_a_terminal_would_obey_is_shown() -> None:
+    assert sentences.visible(HOSTILE) == "[/x]␛]0;mine␇\\u009b2J\\u202e\\u007f␍\n\tключ 🐦"
+    assert sentences.visible(HOSTILE, but="") == "[/x]␛]0;mine␇\\u009b2J\\u202e\\u007f␍␊␉ключ 🐦"
+
+
+def test_a_document_says_the_same_to_a_script_and_nothing_to_a_terminal() -> None:
+    said = sentences.document({HOSTILE: [HOSTILE]}, indent=2)
+    assert json.loads(said) == {HOSTILE: [HOSTILE]}
+    assert not sentences.CONTROL.search(said.replace("\n", ""))
+    assert "ключ 🐦" in said
