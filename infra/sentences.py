@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 FEW = 5
 # What a terminal obeys instead of showing it: control characters, and those that turn the direction of the writing.
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+# Surrogates are bytes of a file's name that is no text: no terminal shows them, and a strict one raises an error.
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def visible(text: str, but: str = "\n\t") -> str:

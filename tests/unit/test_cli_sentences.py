@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -117,3 +118,10 @@ def test_a_document_says_the_same_to_a_script_and_nothing_to_a_terminal() -> Non
     assert json.loads(said) == {HOSTILE: [HOSTILE]}
     assert not sentences.CONTROL.search(said.replace("\n", ""))
     assert "ключ 🐦" in said
+
+
+def test_a_file_name_that_is_no_text_can_be_printed_anywhere() -> None:
+    name = os.fsdecode(b"caf\xe9\x9b.wav")
+    for said in (sentences.visible(name), sentences.document(name)):
+        assert "caf\\udce9\\udc9b.wav" in said.encode("utf-8", "strict").decode()
+    assert json.loads(sentences.document(name)) == name
