@@ -250,6 +250,68 @@ def test_what_is_not_there_is_one_sentence_and_changes_nothing(stack: Stack) -> 
     assert rows(stack, "select count(*) from ops.quarantine where source = 'nobody'") == [(0,)]
 
 
+def held(stack: Stack, name: str) -> list[str]:
+    """What quarantine shows of a source's records that were not read again since."""
+    found = rows(
+        stack, "select payload from ops.quarantine where source = %s and replayed_at is null order by payload", name
+    )
+    return [payload for (payload,) in found]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bad_records_of_others_stay_though_their_page_is_erased(stack: Stack, kind: Kind) -> None:
+    name = f"others_{kind}"
+    upstream = Upstream(name, kind)
+    odd, named, broken = (
+        {"id": one, "who": who, "bad": "x"} for one, who in (("odd", "you"), ("o2", "me"), ("b1", "you"))
+    )
+    upstream.pages = [
+        [record("a"), record("mine", "me"), odd, named, {"id": "mine", "bad": "x"}],
+        [record("d"), broken],
+    ]
+    cycle(stack, upstream.source)
+    assert len(held(stack, name)) == 4
+    forget(stack, upstream.source, where=[("who", "me")])
+    assert held(stack, name) == [json.dumps(broken), json.dumps(odd)]
+
+    said: list[str] = []
+    [load] = pipeline.replay_quarantine(upstream.source, stack.settings("loader"), say=said.append)
+    assert f"{name}/things: 1 records of load 1 stay: a withdrawal erased their pages" in said
+    assert rows(stack, "select pages, quarantined from ops.load where (source, load) = (%s, %s)", name, load) == [
+        (1, 1)
+    ]
+    assert held(stack, name) == [json.dumps(broken), json.dumps(odd)]
+
+    forget(stack, upstream.source, "odd")  # whose page is gone already
+    assert held(stack, name) == [json.dumps(broken)]
+
+
+def test_nothing_but_records_of_erased_pages_in_quarantine_makes_no_load(stack: Stack) -> None:
+    upstream = Upstream("only_erased", "rows")
+    upstream.pages = [[record("mine", "me"), {"id": "odd", "bad": "x"}]]
+    cycle(stack, upstream.source)
+    forget(stack, upstream.source, "mine")
+    assert pipeline.replay_quarantine(upstream.source, stack.settings("loader"), **QUIET) == []
+    assert len(held(stack, "only_erased")) == 1
+
+
+def test_texts_in_quarantine_go_by_the_words_in_them_and_beginnings_of_records_always(stack: Stack) -> None:
+    upstream = Upstream("in_words", "rows")
+
+    def parse(page: Landed) -> Iterator[dict[str, Any] | Bad]:
+        for one in json.loads(page.read()):
+            yield one if isinstance(one, dict) and "bad" not in one else Bad(one, "no record")
+
+    [things] = upstream.source.resources
+    source = replace(upstream.source, resources=(replace(things, parse=parse),))
+    long = {"bad": "y" * 5_000, "id": "long"}
+    upstream.pages = [[record("17", "A. Bird"), record("a"), "17\tof A. Bird", "17\tof nobody", "18\tof nobody", long]]
+    cycle(stack, source)
+    assert len(held(stack, "in_words")) == 4
+    forget(stack, source, where=[("who", "A. Bird")])
+    assert held(stack, "in_words") == ["18\tof nobody"]
+
+
 def test_a_withdrawal_waits_for_a_fetch_and_takes_what_it_has_landed(stack: Stack) -> None:
     upstream = filled(stack, "at_work", "rows")
     landed, go_on = Event(), Event()
