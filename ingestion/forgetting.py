@@ -237,10 +237,14 @@ def _clear_unsealed(source: Source, stores: Stores) -> None:
 
     A fetch that was killed left it, or a crawl that is under way, which begins anew. Who needs a page asks again.
     """
-    with stores.warehouse as db, db.cursor() as sql:
-        of_it = "crawl in (select crawl from ops.crawl where source = %s)"
-        for table in ("frontier", "crawl"):
-            sql.execute(f"delete from ops.{table} where {of_it}", (source.name,))
+    db = stores.warehouse
+    with db, db.cursor() as sql:
+        sql.execute("select crawl from ops.crawl where source = %s", (source.name,))
+        crawls = [crawl for (crawl,) in sql.fetchall()]
+    for crawl in crawls:  # its crawler may live a moment longer than whoever started it, and land one more page
+        with warehouse.advisory_lock(db, f"crawl:{crawl}"), db, db.cursor() as sql:
+            for table in ("frontier", "crawl"):
+                sql.execute(f"delete from ops.{table} where crawl = %s", (crawl,))
     named = set[str]()
     for load in journal.segments(stores.objects, source.name):
         for page in journal.read_segment(stores.objects, source.name, load)[1]:
@@ -248,7 +252,7 @@ def _clear_unsealed(source: Source, stores: Stores) -> None:
     for key in list(stores.objects.list(BUCKET, f"{source.name}/")):
         if not key.startswith(f"{source.name}/_") and f"{BUCKET}/{key}" not in named:
             stores.objects.delete(BUCKET, key)
-    for path in (home() / "cache" / "pages").glob("*"):
+    for path in (home() / "cache" / "pages").glob("*"):  # the folder stays: crawls of other sources write there
         path.unlink(missing_ok=True)
     clear_downloads()
 

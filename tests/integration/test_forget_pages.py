@@ -348,15 +348,34 @@ def test_what_a_fetch_that_failed_has_landed_goes_too(stack: Stack) -> None:
     [things] = upstream.source.resources
     with pytest.raises(Problem, match="the line is cut"):
         cycle(stack, replace(upstream.source, resources=(replace(things, fetch=torn),)))
-    part = home() / "cache" / "downloads" / "0123.part"
-    part.parent.mkdir(parents=True, exist_ok=True)
-    part.write_bytes(b"half of mine")
+    kept = [home() / "cache" / "downloads" / "0123.part", home() / "cache" / "pages" / "4567"]
+    for path in kept:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half of mine")
     assert len(written(stack, "unsealed", "7.0")) == 1
     forget(stack, upstream.source, "mine")
     assert written(stack, "unsealed", "7.0") == written(stack, "unsealed", '"mine"') == []
-    assert not part.exists()
+    for path in kept:
+        assert not path.exists() and path.parent.exists()  # the folders are of all sources
     cycle(stack, upstream.source)  # and what else was on that page comes all the same
     assert rows(stack, "select _key from raw.unsealed_things where _key in ('mine', 'z')") == [("z",)]
+
+
+def test_a_withdrawal_waits_for_a_crawler_whose_starter_is_no_more(stack: Stack) -> None:
+    upstream, settings = filled(stack, "orphan", "rows"), stack.settings("loader")
+    with closing(warehouse.connect(settings)) as crawler, ThreadPoolExecutor(1) as aside:
+        with crawler, crawler.cursor() as sql:
+            sql.execute(
+                "insert into ops.crawl (crawl, source, resource, question) values ('c1', 'orphan', 'things', '{}')"
+            )
+        with warehouse.advisory_lock(crawler, "crawl:c1"):
+            withdrawing = aside.submit(forget, stack, upstream.source, "mine")
+            time.sleep(1.5)
+            assert not withdrawing.done()
+            Objects(settings).put("landing", "orphan/things/00/late", b'{"id": "mine"}', "application/json")
+        withdrawing.result(60)
+    assert written(stack, "orphan", '"mine"') == []
+    assert rows(stack, "select count(*) from ops.crawl where source = 'orphan'") == [(0,)]
 
 
 def test_published_records_that_turn_out_to_be_of_somebody_withdrawn(stack: Stack) -> None:
