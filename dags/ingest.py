@@ -23,6 +23,7 @@ from ingestion import catalogue
 from ingestion.contract import Source
 
 SIDE_BY_SIDE = 2  # slices of a source; the rates of the servers asked hold for all of them together
+HOURS = timedelta(hours=12)  # a first reading of a large catalogue, asked politely, takes some
 MOST = 500  # tasks that a run maps to; of a longer time each takes several days, one after another
 
 
@@ -80,7 +81,7 @@ def ingest_dag(source: Source) -> DAG:
         **COMMON,
     ) as dag:
         words = ["ingest", source.name, "--json", "--run-id", "{run_id}"]
-        ingest = command.override(task_id="ingest", max_active_tis_per_dag=SIDE_BY_SIDE)
+        ingest = command.override(task_id="ingest", max_active_tis_per_dag=SIDE_BY_SIDE, execution_timeout=HOURS)
         if dated(source):
             ingested = ingest.partial(role="loader").expand(argv=slices(words))
         else:

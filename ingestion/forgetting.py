@@ -24,7 +24,7 @@ from psycopg2.extensions import cursor
 from ingestion import journal, pipeline, rows, tombstones
 from ingestion.contract import Resource, Source
 from ingestion.journal import BUCKET
-from ingestion.loading import Batch, Stores
+from ingestion.loading import PAYLOAD, Batch, Stores
 from ingestion.tombstones import KEY, Tombstone, Withdrawn
 from ingestion.traces import (
     LANE,
@@ -103,7 +103,7 @@ def forget(
             _seal(involved, found, stores)
             _clear_data_docs(found, stores)
             reached("sealed")
-            _delete_rows(source, found, stores)
+            _delete_rows(source, known, found, stores)
             reached("rows")
             for one in involved:
                 pipeline.load_pending(one, stores, settings, say)
@@ -129,7 +129,7 @@ def sweep(source: Source, settings: Settings, say: Say = print) -> None:
                 f"`lyrebird forget {source.name} --again` withdraws them too",
             )
         _erase(source, known, found, stores, lambda stage: None)
-        _delete_rows(source, found, stores)
+        _delete_rows(source, known, found, stores)
         say(f"{source.name}: {len(found.pages):,} pages held what was withdrawn before, and are erased")
 
 
@@ -237,10 +237,14 @@ def _clear_unsealed(source: Source, stores: Stores) -> None:
 
     A fetch that was killed left it, or a crawl that is under way, which begins anew. Who needs a page asks again.
     """
-    with stores.warehouse as db, db.cursor() as sql:
-        of_it = "crawl in (select crawl from ops.crawl where source = %s)"
-        for table in ("frontier", "crawl"):
-            sql.execute(f"delete from ops.{table} where {of_it}", (source.name,))
+    db = stores.warehouse
+    with db, db.cursor() as sql:
+        sql.execute("select crawl from ops.crawl where source = %s", (source.name,))
+        crawls = [crawl for (crawl,) in sql.fetchall()]
+    for crawl in crawls:  # its crawler may live a moment longer than whoever started it, and land one more page
+        with warehouse.advisory_lock(db, f"crawl:{crawl}"), db, db.cursor() as sql:
+            for table in ("frontier", "crawl"):
+                sql.execute(f"delete from ops.{table} where crawl = %s", (crawl,))
     named = set[str]()
     for load in journal.segments(stores.objects, source.name):
         for page in journal.read_segment(stores.objects, source.name, load)[1]:
@@ -248,7 +252,7 @@ def _clear_unsealed(source: Source, stores: Stores) -> None:
     for key in list(stores.objects.list(BUCKET, f"{source.name}/")):
         if not key.startswith(f"{source.name}/_") and f"{BUCKET}/{key}" not in named:
             stores.objects.delete(BUCKET, key)
-    for path in (home() / "cache" / "pages").glob("*"):
+    for path in (home() / "cache" / "pages").glob("*"):  # the folder stays: crawls of other sources write there
         path.unlink(missing_ok=True)
     clear_downloads()
 
@@ -341,8 +345,8 @@ def _seal(involved: list[Source], found: Found, stores: Stores) -> None:
             segment.seal(lane=LANE, slice=found.withdrawal, interval=None, run_id="withdrawal")
 
 
-def _delete_rows(source: Source, found: Found, stores: Stores) -> None:
-    """Rows, what quarantine holds of the pages, and what audits have noted of them, in one transaction."""
+def _delete_rows(source: Source, known: list[Resource], found: Found, stores: Stores) -> None:
+    """Rows, what quarantine says of them, and what audits have noted of them, in one transaction."""
     mentions, much = _mentions(found), list[str]()
     with stores.warehouse as db, db.cursor() as sql:
         for table, keys in found.keys.items():
@@ -353,7 +357,7 @@ def _delete_rows(source: Source, found: Found, stores: Stores) -> None:
                 if going > MUCH * there:
                     much.append(f"load.{table}")
                 sql.execute(f'delete from raw."{table}" where _key = any(%s)', (keys,))
-        sql.execute("delete from ops.quarantine where landing = any(%s)", (sorted(found.addresses),))
+        sql.execute("delete from ops.quarantine where id = any(%s)", (_quarantined(sql, source, known, found),))
         sql.execute("update ops.load set forgotten = 0 where source = %s and forgotten > 0", (source.name,))
         sql.execute("select id, failed, statistics from ops.audit where domain = %s", (source.domain,))
         for audit, *parts in sql.fetchall() if mentions else ():
@@ -370,10 +374,55 @@ def _delete_rows(source: Source, found: Found, stores: Stores) -> None:
             )
 
 
+def _quarantined(sql: cursor, source: Source, known: list[Resource], found: Found) -> list[int]:
+    """What quarantine holds of the erased pages and is withdrawn, or may be: of these records, their numbers there.
+
+    Other people's bad records stay, though their page is gone. What was derived goes with what it was made from. Where
+    a payload does not say by its key whose it is, the words in it have to.
+    """
+    resources = {resource.name: resource for resource in known}
+    withdrawn = {name: Withdrawn.of(name, found.tombstones) for name in resources}
+    mentions, words = _mentions(found), _words(found)
+    for resource in known:
+        for key in found.keys.get(source.table(resource), ()):
+            if len(resource.key) == 1:
+                words |= set(map(tombstones.text_of, key_fields(resource, key).values()))
+    names_any = _pattern(words)  # numbers too: on such a page they may well be keys
+    unsaid = {one.sha256 for one in found.tombstones if one.field != KEY} - set(map(tombstones.digest, words))
+
+    def stays(name: str, payload: str, reason: str) -> bool:
+        resource, record, text = resources.get(name), from_json(payload), f"{payload}\n{reason}"
+        if resource is None or (record is None and len(payload) >= PAYLOAD):
+            return False  # it was cut off: what says whose it is may be in the rest
+        if isinstance(record, Mapping) and record.keys() >= set(resource.key):
+            theirs = withdrawn[name].has(resource, record) or bool(mentions and mentions.search(text))
+            return not theirs and _is_plain(resource, withdrawn[name])
+        return not unsaid and not (names_any and names_any.search(text))
+
+    sql.execute(
+        "select id, source, resource, payload, reason from ops.quarantine where landing = any(%s)",
+        (sorted(found.addresses),),
+    )
+    return [number for number, of, *said in sql.fetchall() if of != source.name or not stays(*said)]
+
+
+def _is_plain(resource: Resource, withdrawn: Withdrawn) -> bool:
+    """Whether JSON shows what tells records apart as tombstones have it; quarantine shows a date as Python does."""
+    names = {*resource.key, *withdrawn.fields} & set(resource.schema.names)
+    kinds = [resource.schema.field(name).type for name in names]
+    return all(pa.types.is_string(one) or pa.types.is_integer(one) or pa.types.is_boolean(one) for one in kinds)
+
+
 def _mentions(found: Found) -> re.Pattern[str] | None:
     """What finds the keys and values in a text, as words of their own. Mere numbers may stand for anything."""
-    words = {*found.values, *(key for keys in found.keys.values() for key in keys)}
-    words = {word for word in words if not re.fullmatch(r"[\[\]\d.,\s-]*", word)}
+    return _pattern({word for word in _words(found) if not re.fullmatch(r"[\[\]\d.,\s-]*", word)})
+
+
+def _words(found: Found) -> set[str]:
+    return {*found.values, *(key for keys in found.keys.values() for key in keys)}
+
+
+def _pattern(words: set[str]) -> re.Pattern[str] | None:
     return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, sorted(words)))})(?!\w)") if words else None
 
 

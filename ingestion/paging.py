@@ -55,10 +55,14 @@ class Broken(Exception):
 
 @dataclass(frozen=True)
 class Part:
-    """A part of the list: its name, and its sheets from a place on (None: the beginning)."""
+    """A part of the list: its name, and its sheets from a place on (None: the beginning).
+
+    ``hidden``: it stands for entries that no sheet shows. So what is not seen need not be gone.
+    """
 
     name: str
     sheets: Callable[[Any], Iterator[Sheet]]
+    hidden: bool = False
 
 
 @dataclass(frozen=True)
@@ -158,7 +162,9 @@ class Known:
 def read(context: Context, parts: Iterable[Part], turn: Turn, known: Known) -> Iterator[Page | Gone]:
     """Pages that hold something new, then the keys that are gone; the cursor of the last says that all was read.
 
-    Nothing comes when nothing is new. Only a whole list gives its last page even so, to say that it was read.
+    Nothing comes when nothing is new. Only a whole list gives its last page even so, to say that it was read. A server
+    that fails in the middle of a long list is asked for the rest by the next run; one that fails before anything new
+    has come, or within an interval, which is asked for as a whole, is a Problem.
     """
     here = context.cursor
     held: Page | None = None  # a page with news waits until it is known whether it is the last
@@ -166,6 +172,7 @@ def read(context: Context, parts: Iterable[Part], turn: Turn, known: Known) -> I
     with closing(_Notes(context, known)) as notes:
         try:
             for part in _from(parts, turn.start):
+                notes.hidden |= part.hidden
                 for sheet in _in_full(part, turn, notes):
                     here = turn.going_on(part.name, sheet.place)
                     newest = replace(sheet.page, cursor=here)
@@ -177,6 +184,12 @@ def read(context: Context, parts: Iterable[Part], turn: Turn, known: Known) -> I
             if held:
                 yield held
             yield replace(error.page, cursor=here)
+            return
+        except Problem as problem:
+            if held is None or turn.days:
+                raise
+            context.progress(f"{problem.what}; the rest waits for the next run")
+            yield replace(held, cursor=here)
             return
         gone = notes.gone() if turn.whole and turn.start is None else iter(())
         last: Page | Gone | None = held or (newest if turn.whole else None)
@@ -222,6 +235,7 @@ class _Notes:
     def __init__(self, context: Context, known: Known) -> None:
         self.context, self.known = context, known
         self.complete = self.still = True  # all parts were read in full; none of them moved meanwhile
+        self.hidden = False  # the list has entries that nobody is shown
         self._spoilt: set[str] = set()
         self._db = context.warehouse()
         self._db.autocommit = True  # nothing is locked while servers are slow
@@ -304,14 +318,15 @@ class _Notes:
     def gone(self) -> Iterator[tuple[Any, ...]]:
         """Keys of records that are known, or came earlier in this reading, and are not in the list any more.
 
-        When the list moved, each is asked for; when that would be too many, the reading counts as not complete.
+        When the list moved, each is asked for; when that would be too many, the reading counts as not complete. When it
+        has hidden entries each is asked for too, and when these would be too many, none is said to be gone.
         """
         if not self.complete:
             return
         with self._db.cursor() as sql:
             sql.execute(f"create temporary table missing as {self._missing}", {"source": self.known.source})
-            if not self.still and sql.rowcount > MOST_CHECKED:
-                self.complete = False
+            if (self.hidden or not self.still) and sql.rowcount > MOST_CHECKED:
+                self.complete = self.hidden
                 return
             keys, last = [""], ""
             while keys:
@@ -319,7 +334,7 @@ class _Notes:
                 keys = [key for (key,) in sql.fetchall()]
                 for last in keys:
                     key = tuple(json.loads(last)) if last.startswith("[") else (last,)
-                    if self.still or not self.known.there(str(key[0])):
+                    if (self.still and not self.hidden) or not self.known.there(str(key[0])):
                         yield key
 
     @property

@@ -397,7 +397,8 @@ def replay_quarantine(source: Source, settings: Settings, ids: list[int] | None 
     """Read the pages of records in quarantine again, with the parser as it is now. Returns the loads this gave.
 
     All of the source's, or those of the records ``ids``. They are loads of their own, in the lane `replay`: what is
-    good now appears unless something newer has come of its key; what is not goes to quarantine again.
+    good now appears unless something newer has come of its key; what is not goes to quarantine again. Records whose
+    page a withdrawal has erased cannot be read again, and stay as they are.
     """
     report = Report(source.name)
     with _holding(f"fetch:{source.name}:replay", source, settings, fetches=True) as stores:
@@ -406,11 +407,19 @@ def replay_quarantine(source: Source, settings: Settings, ids: list[int] | None 
         with stores.warehouse as db, db.cursor() as sql:
             sql.execute(
                 """
-                select q.resource, case when l.lane = 'replay' then l.slice::bigint else l.load end as original,
-                       array_agg(distinct q.landing)
+                select q.resource, original, array_agg(distinct q.landing) filter (where there),
+                       count(*) filter (where not there)
                 from ops.quarantine as q
-                join ops.load as l using (source, load)
-                where source = %s and replayed_at is null and landing is not null
+                join ops.load as l on (l.source, l.load) = (q.source, q.load)
+                cross join lateral (
+                    select case when l.lane = 'replay' then l.slice::bigint else l.load end
+                ) as o (original)
+                cross join lateral (
+                    select exists (
+                        select from ops.landing as n where (n.source, n.load, n.key) = (q.source, original, q.landing)
+                    )
+                ) as p (there)
+                where q.source = %s and replayed_at is null and landing is not null
                   and (%s::bigint[] is null or id = any(%s))
                 group by 1, 2 order by 2
                 """,
@@ -418,9 +427,15 @@ def replay_quarantine(source: Source, settings: Settings, ids: list[int] | None 
             )
             groups = sql.fetchall()
         known = {resource.name: resource for resource in source.resources}
-        for name, original, keys in groups:
+        for name, original, keys, erased in groups:
             if name not in known:
                 say(f"{source.name}: load {original} is of the resource {name}, which is no more; left as it is")
+                continue
+            if erased:
+                say(
+                    f"{source.name}/{name}: {erased:,} records of load {original} stay: a withdrawal erased their pages"
+                )
+            if not keys:
                 continue
             segment = journal.Segment(stores.objects, source.name, name)
             for page in _landed(stores.warehouse, source, original, keys):

@@ -221,4 +221,5 @@ class Cache:
         head = {"url": response.url, "status": response.status, "headers": headers, "sha256": digest}
         with tempfile.NamedTemporaryFile(dir=self._folder, delete=False) as file:
             file.write(json.dumps(head).encode() + b"\n" + response.body)
-        os.replace(file.name, self._path(request))  # noqa: PTH105
+        with suppress(FileNotFoundError):  # a withdrawal has just cleared the cache
+            os.replace(file.name, self._path(request))  # noqa: PTH105

@@ -115,28 +115,28 @@ def answer(body: object) -> dict[str, Any]:
 def _parts(api: Api, query: Query, count: int, meta: Mapping[str, Any]) -> Iterator[paging.Part]:
     """A query of so many records, in parts that can be read to their end."""
     best: dict[str, int] = {}
-    by = FACETS[0]
-    for facet in FACETS if count > api.deepest else ():
-        values = {} if facet in query else _facet(api, query, facet)
-        if len(values) > 1 and sum(best.values()) < sum(values.values()) <= count:
-            best, by = values, facet
-        if sum(best.values()) == count:
+    by, unreached = FACETS[0], max(count - api.deepest, 0)
+    for facet in FACETS if unreached else ():
+        values, now = ({}, 0) if facet in query else _facet(api, query, facet)
+        others = now - sum(values.values())  # fewer than none: records with several values each
+        if len(values) > 1 and 0 <= others < unreached:
+            best, by, unreached = values, facet, others
+        if not unreached:
             break
     for value in sorted(best):
         yield from _parts(api, query | {by: value}, best[value], meta)
     if not best:
-        yield paging.Part(_name(query), partial(_sheets, api, query, meta))
-    unreached = count - (sum(best.values()) or api.deepest)
-    if unreached > 0:
-        yield paging.Part(f"{_name(query)} rest", lambda start: _rest(api, query, by, unreached))
+        yield paging.Part(_name(query), partial(_sheets, api, query, meta, whole=not unreached))
+    if unreached:
+        yield paging.Part(f"{_name(query)} rest", lambda start: _rest(api, query, by, unreached), hidden=True)
 
 
 def _name(query: Query) -> str:
     return urlencode(sorted(query.items()))
 
 
-def _facet(api: Api, query: Query, facet: str) -> dict[str, int]:
-    """How many records of the query have each value of a facet."""
+def _facet(api: Api, query: Query, facet: str) -> tuple[dict[str, int], int]:
+    """How many records of the query have each value of a facet, and how many there are at that moment."""
     values: dict[str, int] = {}
     while True:
         found = api.look(query, limit=0, facet=facet, facetLimit=BUCKETS, facetOffset=len(values))
@@ -147,11 +147,13 @@ def _facet(api: Api, query: Query, facet: str) -> dict[str, int]:
             raise Problem(f"GBIF gave no counts of the facet {facet}: {error!r}", "The API may have changed") from None
         values |= more
         if len(counts) < BUCKETS:
-            return values
+            return values, int(found["count"])
 
 
-def _sheets(api: Api, query: Query, meta: Mapping[str, Any], start: Any) -> Iterator[paging.Sheet]:
-    """The pages of a query from an offset on, as far as one query goes."""
+def _sheets(
+    api: Api, query: Query, meta: Mapping[str, Any], start: Any, *, whole: bool = True
+) -> Iterator[paging.Sheet]:
+    """The pages of a query from an offset on, as far as one query goes: to its end, if that is the ``whole`` of it."""
     offset = int(start or 0)
     while offset < api.deepest:
         page = replace(api.ask(query, limit=min(api.per_page, api.deepest - offset), offset=offset), meta=meta)
@@ -163,7 +165,8 @@ def _sheets(api: Api, query: Query, meta: Mapping[str, Any], start: Any) -> Iter
         offset += len(results)
         kept = [one for one in results if _falls(one, meta)]
         aside = [one for one in results if not _falls(one, meta)]
-        yield paging.Sheet(page, kept, min(found["count"], api.deepest), offset, aside)
+        total = found["count"] if whole else min(found["count"], api.deepest)
+        yield paging.Sheet(page, kept, total, offset, aside)
         if found["endOfRecords"] or not results:
             return
 

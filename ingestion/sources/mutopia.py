@@ -318,12 +318,17 @@ def _fetch_scores(context: Context) -> Iterator[Page | Gone]:
     lost = {str(visit.arguments["piece"]): today for visit in visits if visit.state == "failed"}
     cursor["failed"] = failed | lost
     for visit in visits:
-        for path in files.get(visit.arguments["piece"], []):  # another edition may have other files
-            yield Gone((path,), cursor)
-        if visit.state == "landed":
-            yield from _scores(context, visit, cursor)
-        else:
+        if visit.state != "landed":
             yield crawling.lost(visit, cursor, visit.arguments)
+            continue
+        came = set[str]()
+        for page in _scores(context, visit, cursor):
+            came |= {page.name} if "failed" not in page.meta else set()
+            yield page
+        if came:  # another edition may have other files; where nothing of it is to be had, the one before stays
+            for path in files.get(visit.arguments["piece"], []):
+                if path not in came:
+                    yield Gone((path,), cursor)
     for piece in gone:
         for path in files[piece]:
             yield Gone((path,), cursor)

@@ -193,6 +193,11 @@ def fetch(context: Context) -> Iterator[Page | Gone]:
             none.append(meta["species"])
         else:
             pages.append(crawling.lost(visit, cursor, meta))
+    if none and not pages:
+        raise Problem(
+            f"{url} has an article about none of {len(none):,} species, such as {none[0]}",
+            f"Correct the option `url` of [sources.{NAME}]: it is the address that an article's title is put after",
+        )
     if none:
         context.progress(f"{NAME}: no article about {', '.join(none)}")
     found = False

@@ -584,6 +584,64 @@ def test_gbif_incremental_deletions_and_intervals(
     assert cycle(stack, gbif_sounds.SOURCE) == {}
 
 
+def test_gbif_records_that_no_query_shows_are_not_taken_for_gone(
+    stack: Stack, occurrences: gbif.Gbif, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They came when few were asked for; the whole list is larger than the parts that it can be read in."""
+    monkeypatch.setattr(paging, "today", lambda: date(2020, 12, 31))
+    same = {"datasetKey": "d", "countryCode": "DE", "month": 5, "license": "CC0", "decimalLatitude": 1.0}
+    occurrences.faulty = False
+    occurrences.occurrences = {
+        key: gbif.occurrence(key, **same, year=None if key % 10 == 0 else 2000 + key % 4)
+        for key in range(1, 201)
+        if key % 13
+    }
+    configure(occurrences, full_every_days=90)
+    cycle(stack, gbif_sounds.SOURCE)
+    before = current(stack, "gbif_sounds_occurrences")
+    assert len(before) == len(occurrences.occurrences)
+    monkeypatch.setattr(paging, "today", lambda: date(2021, 5, 1))
+    occurrences.deepest = 60
+    configure(occurrences, full_every_days=90, deepest=60)
+    gone = [key for key in occurrences.occurrences if key % 10][:2]
+    for key in gone:
+        del occurrences.occurrences[key]
+    cycle(stack, gbif_sounds.SOURCE)
+    shown = current(stack, "gbif_sounds_occurrences")
+    assert before.keys() - shown.keys() == {f"[{key}]" for key in gone}  # each that was missing was asked for
+    monkeypatch.setattr(paging, "MOST_CHECKED", 3)
+    monkeypatch.setattr(paging, "today", lambda: date(2021, 9, 1))
+    for key in [key for key in occurrences.occurrences if key % 10][:2]:
+        del occurrences.occurrences[key]
+    cycle(stack, gbif_sounds.SOURCE)
+    assert current(stack, "gbif_sounds_occurrences") == shown  # too many to ask for: none is gone
+    (cursor,) = query(stack, "select cursor ->> 'full' from ops.cursor where source = 'gbif_sounds'")
+    assert cursor == ("2021-09-01",)
+
+
+def test_a_server_that_fails_in_the_middle_of_a_list_is_asked_for_the_rest(
+    stack: Stack, small: xc.XenoCanto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(small, most_bytes=0)
+    answer = small.answer
+    asked: list[str] = []
+
+    def fail(path: str, params: dict[str, str]) -> Any:
+        asked.append(params["page"])
+        return Reply(404, b"", "text/html") if params["page"] == "3" else answer(path, params)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(small, "answer", fail)
+        assert cycle(stack, xeno_canto.SOURCE) == {"recordings": ["published"]}
+        assert len(current(stack, "xeno_canto_recordings")) == 100
+        with pytest.raises(Problem, match="answered 404"):  # nothing new has come
+            cycle(stack, xeno_canto.SOURCE)
+    assert asked == ["1", "2", "3", "3"]
+    assert cycle(stack, xeno_canto.SOURCE) == {"recordings": ["published"]}
+    assert len(current(stack, "xeno_canto_recordings")) == 120
+    assert set(versions(stack, "xeno_canto_recordings").values()) == {1}
+
+
 def test_gbif_changed_interface_is_loud(stack: Stack, occurrences: gbif.Gbif) -> None:
     configure(occurrences)
     occurrences.shape = "occurrences"

@@ -250,6 +250,68 @@ def test_what_is_not_there_is_one_sentence_and_changes_nothing(stack: Stack) -> 
     assert rows(stack, "select count(*) from ops.quarantine where source = 'nobody'") == [(0,)]
 
 
+def held(stack: Stack, name: str) -> list[str]:
+    """What quarantine shows of a source's records that were not read again since."""
+    found = rows(
+        stack, "select payload from ops.quarantine where source = %s and replayed_at is null order by payload", name
+    )
+    return [payload for (payload,) in found]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bad_records_of_others_stay_though_their_page_is_erased(stack: Stack, kind: Kind) -> None:
+    name = f"others_{kind}"
+    upstream = Upstream(name, kind)
+    odd, named, broken = (
+        {"id": one, "who": who, "bad": "x"} for one, who in (("odd", "you"), ("o2", "me"), ("b1", "you"))
+    )
+    upstream.pages = [
+        [record("a"), record("mine", "me"), odd, named, {"id": "mine", "bad": "x"}],
+        [record("d"), broken],
+    ]
+    cycle(stack, upstream.source)
+    assert len(held(stack, name)) == 4
+    forget(stack, upstream.source, where=[("who", "me")])
+    assert held(stack, name) == [json.dumps(broken), json.dumps(odd)]
+
+    said: list[str] = []
+    [load] = pipeline.replay_quarantine(upstream.source, stack.settings("loader"), say=said.append)
+    assert f"{name}/things: 1 records of load 1 stay: a withdrawal erased their pages" in said
+    assert rows(stack, "select pages, quarantined from ops.load where (source, load) = (%s, %s)", name, load) == [
+        (1, 1)
+    ]
+    assert held(stack, name) == [json.dumps(broken), json.dumps(odd)]
+
+    forget(stack, upstream.source, "odd")  # whose page is gone already
+    assert held(stack, name) == [json.dumps(broken)]
+
+
+def test_nothing_but_records_of_erased_pages_in_quarantine_makes_no_load(stack: Stack) -> None:
+    upstream = Upstream("only_erased", "rows")
+    upstream.pages = [[record("mine", "me"), {"id": "odd", "bad": "x"}]]
+    cycle(stack, upstream.source)
+    forget(stack, upstream.source, "mine")
+    assert pipeline.replay_quarantine(upstream.source, stack.settings("loader"), **QUIET) == []
+    assert len(held(stack, "only_erased")) == 1
+
+
+def test_texts_in_quarantine_go_by_the_words_in_them_and_beginnings_of_records_always(stack: Stack) -> None:
+    upstream = Upstream("in_words", "rows")
+
+    def parse(page: Landed) -> Iterator[dict[str, Any] | Bad]:
+        for one in json.loads(page.read()):
+            yield one if isinstance(one, dict) and "bad" not in one else Bad(one, "no record")
+
+    [things] = upstream.source.resources
+    source = replace(upstream.source, resources=(replace(things, parse=parse),))
+    long = {"bad": "y" * 5_000, "id": "long"}
+    upstream.pages = [[record("17", "A. Bird"), record("a"), "17\tof A. Bird", "17\tof nobody", "18\tof nobody", long]]
+    cycle(stack, source)
+    assert len(held(stack, "in_words")) == 4
+    forget(stack, source, where=[("who", "A. Bird")])
+    assert held(stack, "in_words") == ["18\tof nobody"]
+
+
 def test_a_withdrawal_waits_for_a_fetch_and_takes_what_it_has_landed(stack: Stack) -> None:
     upstream = filled(stack, "at_work", "rows")
     landed, go_on = Event(), Event()
@@ -286,15 +348,34 @@ def test_what_a_fetch_that_failed_has_landed_goes_too(stack: Stack) -> None:
     [things] = upstream.source.resources
     with pytest.raises(Problem, match="the line is cut"):
         cycle(stack, replace(upstream.source, resources=(replace(things, fetch=torn),)))
-    part = home() / "cache" / "downloads" / "0123.part"
-    part.parent.mkdir(parents=True, exist_ok=True)
-    part.write_bytes(b"half of mine")
+    kept = [home() / "cache" / "downloads" / "0123.part", home() / "cache" / "pages" / "4567"]
+    for path in kept:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half of mine")
     assert len(written(stack, "unsealed", "7.0")) == 1
     forget(stack, upstream.source, "mine")
     assert written(stack, "unsealed", "7.0") == written(stack, "unsealed", '"mine"') == []
-    assert not part.exists()
+    for path in kept:
+        assert not path.exists() and path.parent.exists()  # the folders are of all sources
     cycle(stack, upstream.source)  # and what else was on that page comes all the same
     assert rows(stack, "select _key from raw.unsealed_things where _key in ('mine', 'z')") == [("z",)]
+
+
+def test_a_withdrawal_waits_for_a_crawler_whose_starter_is_no_more(stack: Stack) -> None:
+    upstream, settings = filled(stack, "orphan", "rows"), stack.settings("loader")
+    with closing(warehouse.connect(settings)) as crawler, ThreadPoolExecutor(1) as aside:
+        with crawler, crawler.cursor() as sql:
+            sql.execute(
+                "insert into ops.crawl (crawl, source, resource, question) values ('c1', 'orphan', 'things', '{}')"
+            )
+        with warehouse.advisory_lock(crawler, "crawl:c1"):
+            withdrawing = aside.submit(forget, stack, upstream.source, "mine")
+            time.sleep(1.5)
+            assert not withdrawing.done()
+            Objects(settings).put("landing", "orphan/things/00/late", b'{"id": "mine"}', "application/json")
+        withdrawing.result(60)
+    assert written(stack, "orphan", '"mine"') == []
+    assert rows(stack, "select count(*) from ops.crawl where source = 'orphan'") == [(0,)]
 
 
 def test_published_records_that_turn_out_to_be_of_somebody_withdrawn(stack: Stack) -> None:

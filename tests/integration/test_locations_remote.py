@@ -6,11 +6,16 @@ import logging
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from upstreams import ftp_server, sftp_server
 
 from ingestion import locations
@@ -54,6 +59,37 @@ def place(request: pytest.FixtureRequest, root: Path) -> Iterator[tuple[str, dic
             yield f"ftp://{ftp.host}:{ftp.port}/", {"username": ftp_server.USER, "password": SECRET}
         else:
             yield f"ftp://{ftp_server.USER}:{quote(SECRET, safe='')}@{ftp.host}:{ftp.port}/", {}
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A certificate for 127.0.0.1, signed by itself, with its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name, now = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "ftp")]), datetime.now(UTC)
+    here = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    made = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + timedelta(1))
+    pem, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    path = tmp_path / "certificate.pem"
+    path.write_bytes(
+        made.add_extension(here, critical=False).sign(key, hashes.SHA256()).public_bytes(pem)
+        + key.private_bytes(pem, form, serialization.NoEncryption())
+    )
+    return path
+
+
+def test_ftp_over_tls_is_for_servers_with_a_good_certificate(
+    root: Path, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    who = {"username": ftp_server.USER, "password": SECRET}
+    with ftp_server.serve(root, certificate=str(certificate)) as ftp:
+        with pytest.raises(Problem, match="certificate verify failed"):
+            Location(f"ftps://{ftp.host}:{ftp.port}/", storage=who)
+        assert not any(said.startswith(("USER", "PASS")) for said in ftp.commands)
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        location = Location(f"ftps://{ftp.host}:{ftp.port}/", storage=who)
+        assert {entry.name for entry in location.list()} == FILES.keys()
+        assert location.read("clips/a b.wav") == FILES["clips/a b.wav"]
+        assert location.fetch("clips/deep/er/c.mp3").read_bytes() == FILES["clips/deep/er/c.mp3"]
 
 
 def test_lists_reads_and_fetches_every_file(place: tuple[str, dict[str, Any]]) -> None:

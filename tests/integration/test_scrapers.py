@@ -10,7 +10,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -205,6 +205,23 @@ def test_changes_come_as_versions_and_a_licence_that_moved_on_is_one(stack: Stac
         stack, f"select licence from raw.mutopia_pieces where piece_id = {edited.number} order by _load, _position"
     )
     assert history == [(edited.licence,), (licence,)]
+
+
+def test_an_edition_whose_music_is_not_to_be_had_leaves_the_one_before(stack: Stack, music: Mutopia) -> None:
+    configure(music)
+    cycle(stack, mutopia.SOURCE)
+    before, answer = current(stack, SCORES), music.answer
+    edited = music.pieces[min(music.pieces)]
+    music.pieces[edited.number] = replace(edited, updated=(2024, 1, 31))
+
+    def torn(path: str, params: dict[str, str]) -> Reply:
+        return Reply(404, b"", "text/html") if path.endswith((".mid", ".zip")) else answer(path, params)
+
+    music.answer = torn  # type: ignore[method-assign]
+    with suppress(Problem):
+        cycle(stack, mutopia.SOURCE)
+    assert current(stack, SCORES) == before
+    assert any("answered 404" in reason for (reason,) in query(stack, "select reason from ops.quarantine"))
 
 
 @pytest.mark.parametrize(
@@ -471,6 +488,16 @@ def test_pages_that_have_not_changed_are_not_sent_again(stack: Stack) -> None:
     assert "if-none-match" not in first.headers
     assert second.headers["if-none-match"] == '"v1"'
     assert current(stack, "species_accounts") == {BIRDS[0]: wiki.expected(books.articles[BIRDS[0]], server.url)}
+
+
+def test_an_address_with_no_article_at_all_is_loud(stack: Stack, birds: Encyclopedia) -> None:
+    configure(birds, species=list(BIRDS))
+    assert cycle(stack, species_accounts.SOURCE) == {"species_accounts": ["published"]}
+    birds.articles.clear()  # the site has moved
+    for _ in range(2):
+        with pytest.raises(Problem, match=r"has an article about none of 5 species.*Correct the option `url`"):
+            cycle(stack, species_accounts.SOURCE)
+    assert current(stack, "species_accounts").keys() == set(BIRDS)
 
 
 @pytest.mark.parametrize(("changed", "says"), [("box", "has not a taxonomy box"), ("licence", "licence is missing")])

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import count
 from typing import Any
 
 import pytest
@@ -102,6 +103,7 @@ def test_records_that_no_part_reaches_are_counted(upstream: Gbif) -> None:
     }  # fmt: skip
     parts, _ = read(api(reach(upstream, deepest=60)))
     assert [part.name.rsplit("&", 1)[-1] for part in parts[:-1]] == [f"year={year}" for year in range(2000, 2004)]
+    assert [part.hidden for part in parts] == [False] * 4 + [True]
     (rest,) = parts[-1].sheets(None)
     (bad,) = gbif_sounds.OCCURRENCES.parse(LandedBytes(bytes(rest.page.body), "query", **rest.page.meta))  # type: ignore[arg-type]
     assert isinstance(bad, Bad) and bad.reason.startswith("19 records are in none of the parts")
@@ -122,7 +124,34 @@ def test_nothing_to_split_by_is_counted_too(upstream: Gbif) -> None:
 def test_facets_of_many_values_are_paged(upstream: Gbif, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gbif_sounds, "BUCKETS", 2)
     asked = api(reach(upstream))
-    assert sum(gbif_sounds._facet(asked, asked.query, "year").values()) == 400
+    values, now = gbif_sounds._facet(asked, asked.query, "year")
+    assert sum(values.values()) == now == 400
+
+
+def test_records_that_are_added_while_it_is_split_do_not_keep_it_from_being_split(
+    upstream: Gbif, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers, answer = count(9_000_000_000), upstream.answer
+
+    def grow(path: str, params: dict[str, str]) -> Any:
+        if "facet" in params:
+            key = next(numbers)
+            upstream.occurrences[key] = occurrence(key)
+        return answer(path, params)
+
+    monkeypatch.setattr(upstream, "answer", grow)
+    parts, found = read(api(reach(upstream, deepest=150)))
+    assert len(parts) > 2 and not any(part.hidden for part in parts)
+    assert {one["key"] for one in found} == upstream.occurrences.keys()
+
+
+def test_a_part_that_outgrows_one_query_is_missing_something(upstream: Gbif) -> None:
+    upstream.faulty = False
+    asked = api(reach(upstream, deepest=150))
+    for whole, total in ((True, 400), (False, 150)):
+        sheets = list(gbif_sounds._sheets(asked, asked.query, {}, None, whole=whole))
+        assert {sheet.total for sheet in sheets} == {total}
+        assert sum(len(sheet.records) for sheet in sheets) == 150
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -44,6 +45,22 @@ def test_an_entry_that_was_cut_is_no_entry(cache: Cache, keep: int) -> None:
     cache.store_response(spider, request, HtmlResponse(request.url, 200, {"ETag": '"1"'}, b"<p>text</p>"))
     (path,) = cache._folder.iterdir()
     path.write_bytes(path.read_bytes()[:keep])
+    assert cache.retrieve_response(spider, request) is None
+
+
+def test_an_answer_that_is_cleared_away_while_it_is_kept_is_asked_for_again(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spider: Any = None
+    request = Request("http://x.example/a")
+    replace = os.replace
+
+    def cleared(old: str, new: Path) -> None:
+        Path(old).unlink()
+        replace(old, new)
+
+    monkeypatch.setattr(os, "replace", cleared)
+    cache.store_response(spider, request, HtmlResponse(request.url, 200, {}, b"<p>text</p>"))
     assert cache.retrieve_response(spider, request) is None
 
 

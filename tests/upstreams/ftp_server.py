@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pyftpdlib.authorizers import DummyAuthorizer
-from pyftpdlib.handlers import FTPHandler
+from pyftpdlib.handlers import FTPHandler, TLS_FTPHandler
 from pyftpdlib.ioloop import IOLoop
 from pyftpdlib.servers import FTPServer
 
@@ -54,18 +54,23 @@ class _Endless:
 
 
 @contextmanager
-def serve(folder: Path, *, faulty: bool = False, old: bool = False) -> Iterator[Ftp]:
-    """Serve a folder to USER with PASSWORD; with ``old`` without what RFC 3659 added in 2007."""
+def serve(folder: Path, *, faulty: bool = False, old: bool = False, certificate: str = "") -> Iterator[Ftp]:
+    """Serve a folder to USER with PASSWORD; with ``old`` without what RFC 3659 added in 2007.
+
+    With a ``certificate``, a PEM file that holds its key too, over TLS and not without.
+    """
+    base = TLS_FTPHandler if certificate else FTPHandler
     logging.getLogger("pyftpdlib").setLevel(logging.ERROR)
     people = DummyAuthorizer()
     people.add_user(USER, PASSWORD, str(folder), perm="elr")
 
-    class Handler(FTPHandler):  # type: ignore[misc]
+    class Handler(base):  # type: ignore[misc, valid-type]
         authorizer = people
+        certfile, tls_control_required, tls_data_required = certificate, True, True
         auth_failed_timeout = 0
         use_sendfile = False
         proto_cmds = {  # noqa: RUF012 - as its parent has it
-            name: facts for name, facts in FTPHandler.proto_cmds.items() if not old or name not in LATER
+            name: facts for name, facts in base.proto_cmds.items() if not old or name not in LATER
         }
 
         def pre_process_command(self, line: str, cmd: str, arg: str) -> None:
