@@ -72,6 +72,7 @@ class Bad:
 
     payload: object
     reason: str
+    counted: bool = True  # towards the share past which the load is rejected; not what tells of a thing that never came
 
 
 class BadPage(Exception):
@@ -138,14 +139,18 @@ class Landed:
 
 @dataclass(frozen=True)
 class Context:
-    """What fetch may use: the source's options, the cursor to go on from, and the stores."""
+    """What fetch may use: the source's options, the cursor to go on from, and the stores.
+
+    ``say`` tells a person what to know; ``progress`` how far it is, which is passed on every so often.
+    """
 
     config: Mapping[str, Any]
     cursor: Cursor
     resource: Resource
     interval: tuple[datetime, datetime] | None
     settings: Settings
-    progress: Callable[[str], None]
+    say: Callable[[str], None]
+    progress: Callable[[str], None] = lambda text: None
 
     def warehouse(self) -> connection:
         return warehouse.connect(self.settings, application="fetch")

@@ -236,7 +236,7 @@ class Parsing:
         if self._some_withdrawn and self._passed_over(record.payload if isinstance(record, Bad) else record):
             return
         if isinstance(record, Bad):
-            self._quarantine(page, record.payload, record.reason)
+            self._quarantine(page, record.payload, record.reason, counted=record.counted)
             return
         if not isinstance(record, dict):
             self._quarantine(page, record, f"is no record, but {type(record).__name__}")
@@ -358,7 +358,7 @@ class Parsing:
             ),
         )
 
-    def _quarantine(self, page: Landed, payload: object, reason: str) -> None:
+    def _quarantine(self, page: Landed, payload: object, reason: str, *, counted: bool = True) -> None:
         self.counts.quarantined += 1
         if self._resource.mode == "replace":
             key = tuple(map(payload.get, self._resource.key)) if isinstance(payload, Mapping) else (None,)
@@ -367,9 +367,9 @@ class Parsing:
             self.refused.add(_storable(rows.key_text(key)) if known else None)
         text, reason = _storable(_shown(payload)[:PAYLOAD]), _storable(reason[:1000])
         self._writer.execute(
-            "insert into ops.quarantine (source, load, resource, position, payload, reason, landing) "
-            "select %s, %s, %s, %s, %s, %s, %s",
-            (self._source.name, self._load, self._resource.name, self.position, text, reason, page.key),
+            "insert into ops.quarantine (source, load, resource, position, payload, reason, landing, counted) "
+            "values (%s, %s, %s, %s, %s, %s, %s, %s)",
+            (self._source.name, self._load, self._resource.name, self.position, text, reason, page.key, counted),
         )
 
 

@@ -567,7 +567,9 @@ class _Remote(_Root):
 
 
 class _Ftp(_Remote):
-    """An FTP server; ``connect`` gives an ``ftplib.FTP`` (:func:`_ftp`). Files go on where they were cut."""
+    """An FTP server; ``connect`` gives an ``ftplib.FTP`` (:func:`_ftp`). Files go on where they were cut, if they have
+    not changed since.
+    """
 
     def _list(self, folder: str) -> list[dict[str, Any]]:
         try:
@@ -640,9 +642,13 @@ class _Ftp(_Remote):
     def fetch(self, name: str, path: Path, most: int = _LARGEST) -> None:
         address = self._address(name)
         with path.open("wb") as file:
-            copy = _Copy(file, name, most)
+            copy, begun = _Copy(file, name, most), dict[str, Any]()
 
             def rest() -> None:
+                now = self._facts(address)
+                if copy.size and now != begun:
+                    copy.restart()  # the rest of another version would not fit
+                begun.update(now)
                 self._client.retrbinary(f"RETR {address}", copy.write, 1 << 16, rest=copy.size or None)
                 if (size := self._size(address)) is not None and size != copy.size:
                     raise EOFError(f"gave {copy.size:,} of {size:,} bytes")
@@ -956,6 +962,11 @@ class _Copy:
         if self.size > self._most:
             raise _too_large(self._name, self._most)
         self._file.write(data)
+
+    def restart(self) -> None:
+        self._file.seek(0)
+        self._file.truncate()
+        self.size = 0
 
 
 def _safe(name: str, url: str) -> str:

@@ -188,7 +188,7 @@ def read(context: Context, parts: Iterable[Part], turn: Turn, known: Known) -> I
         except Problem as problem:
             if held is None or turn.days:
                 raise
-            context.progress(f"{problem.what}; the rest waits for the next run")
+            context.say(f"{problem.what}; the rest waits for the next run")
             yield replace(held, cursor=here)
             return
         gone = notes.gone() if turn.whole and turn.start is None else iter(())
@@ -198,7 +198,7 @@ def read(context: Context, parts: Iterable[Part], turn: Turn, known: Known) -> I
                 yield last
             last = Gone(key, here)
         if not notes.complete:
-            context.progress("the list changes faster than it is read: the next run reads it again")
+            context.say("the list changes faster than it is read: the next run reads it again")
         if last is not None:
             yield replace(last, cursor=turn.done() if notes.complete else context.cursor)
 
@@ -216,7 +216,7 @@ def _in_full(part: Part, turn: Turn, notes: _Notes) -> Iterator[Sheet]:
         if place is not None or seen >= wanted or (attempt and seen == before):
             notes.still &= len(totals) < 2 and seen == wanted
             return  # all of it is here, or the server counts more than it shows
-        notes.context.progress(f"{part.name}: {seen:,} of {wanted:,} records came, so it is read again")
+        notes.context.say(f"{part.name}: {seen:,} of {wanted:,} records came, so it is read again")
     notes.complete = False
 
 

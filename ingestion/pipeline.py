@@ -94,7 +94,7 @@ def ingest(
             attempt = _Attempt(stores.warehouse, source, resource, lane, slice, interval, run_id)
             try:
                 with attempt, journal.Copies(COPIES if resource.store != "objects" else 0) as copies:
-                    load = _fetch(source, resource, stores, settings, attempt, _throttled(say), reached, copies)
+                    load = _fetch(source, resource, stores, settings, attempt, say, reached, copies)
                     if load is None:
                         say(f"{source.name}/{resource.name}: nothing new")
                         continue
@@ -589,7 +589,8 @@ def _fetch(
             segment.add(item)
             reached("fetched")
             what = "deleted" if isinstance(item, Gone) else item.name
-            say(f"{source.name}/{resource.name}: {segment.pages:,} pages, {segment.bytes / 1e6:.1f} MB ({what})")
+            size = f"{segment.pages:,} pages, {segment.bytes / 1e6:.1f} MB"
+            context.progress(f"{source.name}/{resource.name}: {size} ({what})")
     except BaseException:
         segment.drop()
         raise
@@ -615,7 +616,7 @@ def _context(
             )
             row = sql.fetchone()
         cursor = row[0] if row else {}
-    return Context(options(source), cursor, resource, attempt.interval, settings, say)
+    return Context(options(source), cursor, resource, attempt.interval, settings, say, _throttled(say))
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 from storage.errors import Problem, Unusable
 
 ENOUGH = 4  # failures in a row that are the server's
-FEW = 25  # one in so many things of a run may be noted as not to be had: more would get the whole load rejected
+MOST = 100  # things that a run may find at fault themselves: then it ends, and the next one goes on
 AGAIN_DAYS = 7  # until what was noted is tried again
 
 T = TypeVar("T")
@@ -37,6 +37,11 @@ class Trouble(Generic[T]):
             self.own.append((thing, problem.what))
         else:
             self._open.setdefault(server, []).append((thing, problem))
+
+    @property
+    def too_many(self) -> bool:
+        """Whether so much cannot be had that something else may be wrong, and it is time to stop."""
+        return len(self.own) >= MOST
 
     def away(self, server: str = "") -> bool:
         """Whether the server is to be left alone for this run."""

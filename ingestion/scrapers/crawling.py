@@ -30,7 +30,6 @@ from ingestion import paging, rows
 from ingestion.contract import Bad, BadPage, Context, Landed, Page
 from ingestion.journal import digest
 from ingestion.scrapers.frontier import LEAF, Frontier, Visit
-from ingestion.trouble import FEW
 from storage.errors import Problem
 from storage.roles import KEPT, KEPT_OURS, PR_SET_PDEATHSIG, QUIET
 from storage.settings import Settings
@@ -41,6 +40,7 @@ OPTIONS: dict[str, tuple[Any, str]] = {
     "rest_hours": (12, "hours after a crawl in which no other is begun"),
     "allowed_hosts": ([], "hosts that may have private addresses (host or host:port)"),
 }
+FEW = 25  # one page in so many may fail and be noted: more of them are left to the next crawl
 PATIENCE_S = 30  # in which a crawler that is told to stop should have finished what is under way
 
 
@@ -96,7 +96,7 @@ def crawl(
             _run(order, context)
             _check(frontier, found.name, source)
             ended = frontier.end(found.name)
-        return Done(found.name, ended.isoformat(), _fit(frontier.visits(found.name), context.progress))
+        return Done(found.name, ended.isoformat(), _fit(frontier.visits(found.name), context.say))
 
 
 def forget(context: Context, source: str, name: str) -> None:
@@ -178,12 +178,12 @@ def _rests(context: Context) -> bool:
     return bool(ended) and datetime.now(UTC) - datetime.fromisoformat(ended) < timedelta(hours=hours)
 
 
-def _fit(visits: list[Visit], progress: Callable[[str], None]) -> list[Visit]:
+def _fit(visits: list[Visit], say: Callable[[str], None]) -> list[Visit]:
     """The visits without those failed ones that are more than a few and may be had by the next crawl."""
     passing = [visit for visit in visits if visit.state == "failed" and not visit.lasting]
     left = {visit.fingerprint for visit in passing[sum(visit.state == "landed" for visit in visits) // FEW :]}
     if left:
-        progress(f"{passing[-1].url} {passing[-1].reason}; {len(left):,} pages are left to the next crawl")
+        say(f"{passing[-1].url} {passing[-1].reason}; {len(left):,} pages are left to the next crawl")
     return [visit for visit in visits if visit.fingerprint not in left]
 
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 NAME = "field_recorder"
 ARROW = "application/vnd.apache.arrow.stream"
 PAGE_MESSAGES, PAGE_BYTES = 1_000, 16 << 20  # of a landed page at most; messages are read in smaller batches
-READ = 100
+READ = 16  # messages that are read together, which may be of the largest size
 LARGEST = 8 << 20  # bytes of a message: a clip of a minute as FLAC has 2 MB
 SHOWN = 600  # bytes of a bad message that quarantine shows: the whole lies in landing
 LAG_DAYS = 30  # for which ops.stream_lag remembers
@@ -173,7 +173,7 @@ def _settled(context: Context, accepted: bool) -> None:
             server.give_back(stream, group, unpack(context.cursor["taken"]), context.config["claim_after"])
         note_lag(context, server, stream, group)
     except Problem as problem:
-        context.progress(f"{stream}: not told yet what was loaded: {problem}")  # the next fetch does it
+        context.say(f"{stream}: not told yet what was loaded: {problem}")  # the next fetch does it
 
 
 def _acknowledge(server: Stream, cursor: Cursor) -> None:

@@ -207,7 +207,8 @@ def _fetch(context: Context) -> Iterator[Page | Gone]:
 def _parse(page: Landed) -> Iterator[Record | Bad]:
     if "unreached" in page.meta:
         number = page.meta["unreached"]
-        yield Bad(page.name, f"{number:,} records are in none of the parts that the query was split into")
+        reason = f"{number:,} records are in none of the parts that the query was split into"
+        yield Bad(page.name, reason, counted=False)
         return
     for one in answer(page.read())["results"]:
         if not isinstance(one, dict):

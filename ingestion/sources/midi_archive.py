@@ -6,9 +6,9 @@ may unpack to), what is too large and what does not begin as MIDI does goes to q
 file can be played shows in ``derive/notes``, which reads it.
 
 Collections of MIDI have files by the hundred thousand. So the cursor is a hash of the listing and not a list, what is
-known of the files is asked of ``raw`` once, and small files are read side by side where that is faster. A few files
-that cannot be had go to quarantine, to be tried again after a week; more of them wait for the next run. When a run is
-interrupted by the server, what has come is kept, and the next run goes on with the rest.
+known of the files is asked of ``raw`` once, and small files are read side by side where that is faster. Files that
+cannot be had are noted in quarantine, to be tried again after a week; when they are many the run ends there. When a run
+is interrupted by the server, what has come is kept, and the next run goes on with the rest.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ingestion import archives, paging
 from ingestion.contract import LOCATION, Bad, Context, Gone, Landed, Page, Record, Resource, Source, describe
 from ingestion.journal import digest
 from ingestion.locations import fingerprint
-from ingestion.trouble import AGAIN_DAYS, FEW, Trouble
+from ingestion.trouble import AGAIN_DAYS, Trouble
 from storage.errors import Problem, Unusable
 from storage.media import midi
 
@@ -55,7 +55,7 @@ def fetch(context: Context) -> Iterator[Page | Gone]:
     """New and changed files, one by one, and deletions of what has gone.
 
     Cursor: {"listing": hash of the listing that all of this brought up to date, or "" while there is more to come,
-    "failed": the few files that could not be had, with the day}.
+    "failed": the files that could not be had, with the day}.
     """
     location = context.location()
     if location is None:
@@ -76,29 +76,27 @@ def fetch(context: Context) -> Iterator[Page | Gone]:
     if context.cursor.get("listing") == listing and failed == before and all(entry.etag for entry in entries):
         return
     trouble = Trouble[str]()
-    came = 0
     last: Page | Gone | None = None  # only the last one says that the listing is done
     for page in _pages(context, location, entries, terms, failed, trouble):
         if last is not None:
             yield last
         last = replace(page, cursor={"listing": "", "failed": failed})
-        came += isinstance(page, Page) and "failed" not in page.meta
-    waiting, noted = trouble.rest(), trouble.own[: came // FEW]
-    for name, reason in noted:
-        if last is not None:
-            yield last
-        failed = failed | {name: paging.today().isoformat()}
-        last = replace(_unusable(name, reason), cursor={"listing": "", "failed": failed})
-    if last is not None:
-        done = len(noted) == len(trouble.own) and not waiting
-        yield replace(last, cursor={"listing": listing if done else "", "failed": failed})
-    elif waiting:
+    waiting = trouble.rest()
+    if last is None and waiting and not trouble.own:
         raise waiting[0]
-    elif len(trouble.own) == len(entries):
+    if last is None and len(trouble.own) == len(entries):
         raise Problem(
             f"none of the {len(entries):,} files at {location.url} can be had: {trouble.own[0][1]}",
             "Correct the location, or the files",
         )
+    for name, reason in trouble.own:
+        if last is not None:
+            yield last
+        failed = failed | {name: paging.today().isoformat()}
+        last = Page(name, b"", {"listing": "", "failed": failed}, midi.CONTENT_TYPE, {"missing": reason})
+    if last is not None:
+        done = not waiting and not trouble.too_many
+        yield replace(last, cursor={"listing": listing if done else "", "failed": failed})
 
 
 def _pages(
@@ -117,42 +115,71 @@ def _pages(
         if one.name not in left_out and (not one.etag or known.get(one.name) != replace(terms, etag=one.etag))
     ]
     loose = [one for one in changed if one.name.lower().endswith(SUFFIXES)]
-    etags = {one.name: one.etag for one in changed}
+    yield from _loose(context, location, loose, terms, known, trouble)
+    for one in changed:
+        if not one.name.lower().endswith(SUFFIXES) and not trouble.away() and not trouble.too_many:
+            yield from _archived(context, location, one, terms, known, trouble)
+    gone = known.keys() - {one.name for one in entries}
+    for lost in sorted(_paths(context, sorted(gone))):
+        yield Gone((lost,), {"listing": ""})
 
-    def failed(name: str, problem: Problem) -> None:
-        context.progress(problem.what)
-        trouble.failed(name, problem)
 
-    for one in loose:
+def _loose(
+    context: Context,
+    location: Location,
+    entries: Sequence[Entry],
+    terms: Terms,
+    known: Mapping[str, Terms],
+    trouble: Trouble[str],
+) -> Iterator[Page]:
+    """MIDI files that lie there as they are."""
+    etags = {one.name: one.etag for one in entries}
+    for one in entries:
         if (one.size or 0) > midi.MAX_BYTES:
-            failed(one.name, Unusable(f"{one.name} has more than {midi.MAX_BYTES:,} bytes"))
-    small = (one.name for one in loose if (one.size or 0) <= midi.MAX_BYTES)
+            _failed(context, trouble, one.name, Unusable(f"{one.name} has more than {midi.MAX_BYTES:,} bytes"))
+    small = (one.name for one in entries if (one.size or 0) <= midi.MAX_BYTES)
     for name, body in location.read_each(small, midi.MAX_BYTES):
         if isinstance(body, Problem):
-            failed(name, body)
-            if trouble.away():
-                break
+            _failed(context, trouble, name, body)
+            if trouble.away() or trouble.too_many:
+                return
             continue
         trouble.came()
         found = replace(terms, etag=etags[name] or digest(body)[0])
         if known.get(name) != found:
             yield _page(name, name, body, found)
-    for one in changed:
-        if one.name.lower().endswith(SUFFIXES) or trouble.away():
-            continue
-        with ExitStack() as held:
-            try:
-                path = held.enter_context(location.copy(one.name))
-            except Problem as problem:
-                failed(one.name, problem)
-                continue
-            trouble.came()
-            found = replace(terms, etag=one.etag or digest(path)[0])
-            if known.get(one.name) != found:
-                yield from _unpacked(context, one.name, path, found, again=one.name in known)
-    gone = known.keys() - {one.name for one in entries}
-    for lost in sorted(_paths(context, sorted(gone))):
-        yield Gone((lost,), {"listing": ""})
+
+
+def _archived(
+    context: Context,
+    location: Location,
+    entry: Entry,
+    terms: Terms,
+    known: Mapping[str, Terms],
+    trouble: Trouble[str],
+) -> Iterator[Page | Gone]:
+    """MIDI files of an archive, when it is new or has changed."""
+    with ExitStack() as held:
+        try:
+            path = held.enter_context(location.copy(entry.name))
+        except Problem as problem:
+            _failed(context, trouble, entry.name, problem)
+            return
+        trouble.came()
+        found = replace(terms, etag=entry.etag or digest(path)[0])
+        if known.get(entry.name) == found:
+            return
+        is_empty = True
+        for page in _unpacked(context, entry.name, path, found, again=entry.name in known):
+            is_empty = is_empty and isinstance(page, Gone)
+            yield page
+        if is_empty:
+            _failed(context, trouble, entry.name, Unusable(f"{entry.name} holds no MIDI"))
+
+
+def _failed(context: Context, trouble: Trouble[str], name: str, problem: Problem) -> None:
+    context.say(problem.what)
+    trouble.failed(name, problem)
 
 
 def _unpacked(context: Context, file: str, path: Path, terms: Terms, *, again: bool) -> Iterator[Page | Gone]:
@@ -238,9 +265,10 @@ _CURRENT = """
 
 
 def parse(landed: Landed) -> Iterator[Record | Bad]:
-    if "failed" in landed.meta:
-        yield Bad({"path": landed.name}, landed.meta["failed"])
-        return
+    for name in ("failed", "missing"):  # what came and is no good; what did not come
+        if name in landed.meta:
+            yield Bad({"path": landed.name}, landed.meta[name], counted=name == "failed")
+            return
     meta: Mapping[str, Any] = landed.meta
     yield {"path": landed.name, "sha256": landed.sha256, "bytes": landed.size, **meta}
 

@@ -199,7 +199,7 @@ def fetch(context: Context) -> Iterator[Page | Gone]:
             f"Correct the option `url` of [sources.{NAME}]: it is the address that an article's title is put after",
         )
     if none:
-        context.progress(f"{NAME}: no article about {', '.join(none)}")
+        context.say(f"{NAME}: no article about {', '.join(none)}")
     found = False
     for page in crawling.news(context, NAME, SOURCE.table(context.resource), pages):
         found = True

@@ -187,9 +187,22 @@ class Reader:
             batch = next(batches, [])
             return batch, len(batch) < self.table.batch and next(batches, None) is None
 
-    def whole(self, columns: Sequence[Column]) -> Generator[list[Row]]:
-        """All rows, by one statement, in the key's order and in batches: one state of the table."""
+    def whole(self, columns: Sequence[Column], until: Sequence[Any] | None = None) -> Generator[list[Row]]:
+        """All rows, by one statement, in the key's order and in batches: one state of the table.
+
+        ``until`` is a position: then only rows that are not behind it.
+        """
         statement = sa.select(*self._selected(columns)).select_from(self.source)
+        if until is not None:
+            statement = statement.where(sa.not_(_after([*map(sa.column, self.table.order)], until)))
+        return self._batches(statement.order_by(*map(sa.column, self.table.key)))
+
+    def keys(self, columns: Sequence[Column], position: Sequence[Any] | None) -> Generator[list[Row]]:
+        """All keys in the same way; of each the columns' values, then 1 for a row up to the position, 0 behind it."""
+        behind: sa.ColumnElement[int] = sa.literal(0)
+        if position is not None:
+            behind = sa.case((_after([*map(sa.column, self.table.order)], position), 0), else_=1)
+        statement = sa.select(*self._selected(columns), behind.label("behind")).select_from(self.source)
         return self._batches(statement.order_by(*map(sa.column, self.table.key)))
 
     def _selected(self, columns: Sequence[Column]) -> list[sa.ColumnElement[Any]]:

@@ -7,7 +7,8 @@ kept with the cursor, so that importing this file asks no server anything.
   row. Rows younger than the ``lag`` are read again the next time: a transaction may commit late what it wrote early. A
   page that was read before lands only once.
 * ``replace`` reads the table whole, in one statement, and lands it when it has changed.
-* Deletions: ``merge`` compares all keys from time to time. An empty or failed read deletes nothing.
+* Deletions: ``merge`` compares all keys from time to time. An empty or failed read deletes nothing. Rows that were
+  passed by and are not here (restored from a backup, or committed later than the lag) are read then, too.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -32,14 +33,17 @@ from ingestion.contract import Context, Cursor, Gone, Landed, Page, Resource, So
 from ingestion.sources import sql_columns
 from ingestion.sources.sql_columns import Agreement, Column, raw_name
 from ingestion.sources.sql_reader import LONGEST_NAME, OPTIONS, Mode, Reader, Row, defined, opened
+from ingestion.tombstones import Withdrawn
 from storage import settings as given
 from storage import warehouse
 from storage.errors import Problem
+from storage.objects import Objects
 
 NAME = "sql_table"
 DOMAINS = ("birds", "music", "text")
 ARROW = "application/vnd.apache.arrow.stream"
 ANY_TEXT = ("utf-8", "surrogatepass")
+MOST_PASSED = 1_000_000  # rows that the cursor passed by, and that one comparison reads
 YOUNG = 1_000  # pages of rows within the lag that are remembered
 
 
@@ -47,7 +51,8 @@ def _fetch(name: str, context: Context) -> Iterator[Page | Gone]:
     """What is new of a table.
 
     Cursor: {"table": identity, "columns": columns of raw, "at": position to go on from, "young": digests of the pages
-    behind it that have been read, "compared": when all keys were, "whole": digest of a table that is read whole}.
+    behind it that have been read, "compared": when all keys were, "passed": digest of the rows that it found passed by,
+    "whole": digest of a table that is read whole}.
     """
     tables = context.config["tables"]
     table = defined(name, tables.get(name) if isinstance(tables, Mapping) else tables)
@@ -61,9 +66,9 @@ def _fetch(name: str, context: Context) -> Iterator[Page | Gone]:
         agreed = sql_columns.agree(table.name, known, reader.kinds, table.drift, table.key)
         if agreed.changes:
             anew = "; all rows are read once more" if agreed.anew and table.mode != "replace" else ""
-            context.progress(f"{table.name} has changed: {'; '.join(agreed.changes)}{anew}")
+            context.say(f"{table.name} has changed: {'; '.join(agreed.changes)}{anew}")
         if agreed.anew:
-            before = {name: value for name, value in before.items() if name == "compared"}
+            before = {name: value for name, value in before.items() if name in ("compared", "passed")}
         base: Cursor = {"table": table.identity, "columns": sql_columns.stored(agreed.columns)}
         if table.mode == "replace":
             yield from _whole(reader, agreed, before, base)
@@ -101,12 +106,13 @@ def _changed(
         reader.check_key()
     compared = before.get("compared")
     position = {"at": before.get("at"), "young": before.get("young", [])}
-    base = base | {"compared": compared or now.isoformat()}
+    base = base | {"compared": compared or now.isoformat(), "passed": before.get("passed", "")}
     every = timedelta(hours=table.deletions)
     if table.mode == "merge" and every and compared and datetime.fromisoformat(compared) + every <= now:
         base = base | {"compared": now.isoformat()}
         position["young"] = []  # a row that is gone may come back as it was
-        yield from _compared(reader, agreed, base | position, context)
+        passed = yield from _compared(reader, agreed, base | position, context)
+        base = base | {"passed": passed}
     yield from _newer(reader, agreed, position, base)
 
 
@@ -156,17 +162,25 @@ def _batches(
         young = young or cut is not None
 
 
-def _compared(reader: Reader, agreed: Agreement, cursor: Cursor, context: Context) -> Iterator[Page | Gone]:
-    """Deletions of the keys that the warehouse has and the table has not, and a page that says what was compared."""
+def _compared(reader: Reader, agreed: Agreement, cursor: Cursor, context: Context) -> Generator[Page | Gone, None, str]:
+    """Deletions of the keys that the warehouse has and the table has not; rows that only the table has and that were
+    passed by; and a page that says what was compared. Returns a digest of the keys of those rows.
+    """
     table = reader.table
+    withdrawn = Withdrawn.read(Objects(context.settings), NAME, table.name)
     by_name = {column.of: column for column in agreed.columns if column.given}
     columns = [by_name[name] for name in table.key]
     with closing(context.warehouse()) as db, db, db.cursor() as sql:
-        sql.execute("create temporary table there (key text) on commit drop")
-        for batch in reader.whole(columns):
-            found = (one for one in sql_columns.decode(sql_columns.encode(columns, batch)) if isinstance(one, dict))
-            keys = (rows.key_text(tuple(record.get(column.name) for column in columns)) for record in found)
-            sql.copy_expert("copy there from stdin", io.StringIO("".join(f"{_digest(key)}\n" for key in keys)))
+        sql.execute("create temporary table there (key text, read boolean) on commit drop")
+        for batch in reader.keys(columns, _values(cursor["at"])):
+            found = sql_columns.decode(sql_columns.encode(columns, [row[:-1] for row in batch]))
+            keys = (_key(columns, one) if isinstance(one, dict) else None for one in found)
+            lines = (
+                f"{_digest(key)}\t{bool(row[-1]) and not withdrawn.has_key(key)}\n"
+                for key, row in zip(keys, batch, strict=True)
+                if key is not None  # one that raw cannot hold
+            )
+            sql.copy_expert("copy there from stdin", io.StringIO("".join(lines)))
         sql.execute("create index on there (key)")
         sql.execute("analyze there")
         sql.execute("select count(*), count(distinct key) from there")
@@ -177,33 +191,84 @@ def _compared(reader: Reader, agreed: Agreement, cursor: Cursor, context: Contex
                 "Name the columns that tell rows apart in `key`",
             )
         if not count:
-            context.progress(f"{table.name} is empty; its rows here are kept")
-            return
+            context.say(f"{table.name} is empty; its rows here are kept")
+            return str(cursor["passed"])
+        sql.execute(
+            f"""
+            create temporary table here on commit drop as
+            select _key, md5(_key) as key from (
+                select distinct on (r._key) r._key, r._deleted from raw."{NAME}_{table.name}" as r
+                join ops.load as l on l.source = %s and l.load = r._load and l.state <> 'rejected'
+                order by r._key, r._load desc, r._position desc
+            ) as c where not _deleted
+            """,
+            (NAME,),
+        )
+        sql.execute("create index on here (key)")
         gone = 0
         with db.cursor("gone") as vanished:
             vanished.execute(
-                f"""
-                select _key from (
-                    select distinct on (r._key) r._key, r._deleted from raw."{NAME}_{table.name}" as r
-                    join ops.load as l on l.source = %s and l.load = r._load and l.state <> 'rejected'
-                    order by r._key, r._load desc, r._position desc
-                ) as here
-                where not _deleted and not exists (select from there where there.key = md5(here._key))
-                order by _key
-                """,
-                (NAME,),
+                "select _key from here where not exists (select from there where there.key = here.key) order by _key"
             )
             for (key,) in vanished:
                 gone += 1
                 yield Gone((key,), cursor)
-    counts = {"keys": count, "gone": gone, "at": cursor["compared"]}
+        sql.execute(
+            "select key from there where read and not exists (select from here where here.key = there.key) "
+            "order by key limit %s",
+            (MOST_PASSED,),
+        )
+        passed = {key for (key,) in sql}
+    state = _digest("".join(sorted(passed))) if passed else ""
+    if passed and state != cursor["passed"]:  # the same ones as the last time were no good
+        yield from _passed(reader, agreed, columns, passed, withdrawn, cursor, context)
+    cursor = cursor | {"passed": state}
+    counts = {"keys": count, "gone": gone, "passed": len(passed), "at": cursor["compared"]}
     yield Page(
-        f"{table.name}: {count:,} keys compared, {gone:,} gone",
+        f"{table.name}: {count:,} keys compared, {gone:,} gone, {len(passed):,} passed by",
         json.dumps(counts).encode(),
         cursor,
         "application/json",
         {"comparison": counts},
     )
+    return state
+
+
+def _passed(
+    reader: Reader,
+    agreed: Agreement,
+    key: Sequence[Column],
+    passed: Collection[str],
+    withdrawn: Withdrawn,
+    cursor: Cursor,
+    context: Context,
+) -> Iterator[Page]:
+    """Rows up to the cursor whose keys have these digests. Most that are bad are in quarantine already: they are told
+    of, and do not land once more, where a load of nothing else would be rejected.
+    """
+    columns, resource = _given(agreed), context.resource.known(cursor)
+    landed = 0
+    for number, batch in enumerate(reader.whole(columns, _values(cursor["at"])), start=1):
+        found = sql_columns.decode(sql_columns.encode(columns, batch))
+        kept = [
+            row
+            for row, record in zip(batch, found, strict=True)
+            if isinstance(record, dict)
+            and _digest(_key(key, record)) in passed
+            and not rows.check(resource, record)
+            and not withdrawn.by_field(record)
+        ]
+        if kept:
+            name = f"{reader.table.name}, passed by, part {number}"
+            yield Page(name, sql_columns.encode(columns, kept), cursor, ARROW)
+            landed += len(kept)
+    if bad := len(passed) - landed:
+        context.say(f"{reader.table.name}: {bad:,} rows up to the cursor are not here, and are no good")
+
+
+def _key(columns: Sequence[Column], record: Any) -> str:
+    """A record's key as raw has it."""
+    return rows.key_text(tuple(record.get(column.name) for column in columns))
 
 
 def _digest(key: str) -> str:

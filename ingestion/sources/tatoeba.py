@@ -17,11 +17,11 @@ run fails, what was published stays, and the next run asks again.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import pyarrow as pa
 
@@ -75,7 +75,7 @@ def fetch_links(context: Context) -> Iterator[Page]:
         return
     here = _sentences_here(context)
     if here is None:
-        context.progress("tatoeba: the links wait for the sentences")
+        context.say("tatoeba: the links wait for the sentences")
         return
     sentences, languages = here
     mark = location.entry(LINKS).etag
@@ -262,20 +262,22 @@ def _beside(landed: Landed, key: str) -> Iterator[Path]:
 
 
 def _sentences_here(context: Context) -> tuple[str, list[str]] | None:
-    """The export of sentences that was loaded last and not rejected: its landing key and its languages."""
+    """The export of sentences that was loaded last and not rejected: its landing key and its languages.
+
+    None when there is none, or when a withdrawal has taken it: an older one would not fit the sentences that are here.
+    """
     with closing(context.warehouse()) as db, db, db.cursor() as sql:
         sql.execute(
             """
-            select i.key, i.meta from ops.landing as i
+            select i.key, i.meta, i.name from ops.landing as i
             join ops.load as l on l.source = i.source and l.load = i.load and l.state <> 'rejected'
-            where i.source = %s and i.resource = %s and i.name = %s
-            order by i.load desc, i.position desc limit 1
+            where i.source = %s and i.resource = %s
+            order by i.load desc, i.name = %s desc, i.position desc limit 1
             """,
             (SOURCE.name, SENTENCES.name, DETAILED),
         )
         row = sql.fetchone()
-    meta: Mapping[str, Any] = row[1] if row else {}
-    return (row[0], list(meta["languages"])) if row else None
+    return (row[0], list(row[1]["languages"])) if row and row[2] == DETAILED else None
 
 
 def _languages(given: str | Iterable[str]) -> list[str]:

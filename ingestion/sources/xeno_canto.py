@@ -9,8 +9,8 @@
   upload; where that is far, it is bounded by a catalogue number of ``lag_days`` after the interval, which is searched
   for: numbers rise with the day of the upload. What lies beyond the interval is left out.
 * Audio follows its metadata: each run fetches files of published recordings that are not here yet, of the licences
-  wanted, until ``most_bytes`` have come. A few files that cannot be had go to quarantine, to be tried again after a
-  week; more of them wait for the next run, and so does what lies on a server that is in trouble.
+  wanted, until ``most_bytes`` have come. Files that cannot be had are noted in quarantine, to be tried again after a
+  week; when they are many the run ends there. What lies on a server that is in trouble waits for the next run.
 
 Numbers, dates and coordinates are text in this API; nothing is tidied here.
 """
@@ -33,7 +33,7 @@ import pyarrow as pa
 
 from ingestion import paging
 from ingestion.contract import Bad, BadPage, Context, Gone, Landed, Page, Record, Resource, Source, describe
-from ingestion.trouble import AGAIN_DAYS, FEW, Trouble
+from ingestion.trouble import AGAIN_DAYS, Trouble
 from storage.errors import Problem
 
 if TYPE_CHECKING:
@@ -278,7 +278,8 @@ def _fetch_audio(context: Context) -> Iterator[Page | Gone]:
     if not str(context.config["url"] or ""):
         return
     most, at_once = paging.natural(context.config, "most_bytes"), max(paging.natural(context.config, "at_once"), 1)
-    wanted = {code(str(name)) for name in context.config["licences"]}
+    licences = context.config["licences"]
+    wanted = {code(str(name)) for name in ([licences] if isinstance(licences, str) else licences) if name}
     failed = {
         number: day
         for number, day in context.cursor.get("failed", {}).items()
@@ -291,7 +292,10 @@ def _fetch_audio(context: Context) -> Iterator[Page | Gone]:
     def due() -> Iterator[tuple[int, _File]]:
         for number, file in enumerate(_outstanding(context)):
             if got >= most:
-                context.progress(f"{got / 1e6:,.0f} MB have come; the rest waits for the next run")
+                context.say(f"{got / 1e6:,.0f} MB have come; the rest waits for the next run")
+                return
+            if trouble.too_many:
+                context.say(f"{len(trouble.own):,} files cannot be had; the rest waits for the next run")
                 return
             if file.recording in failed or trouble.away(file.server):
                 continue
@@ -313,7 +317,7 @@ def _fetch_audio(context: Context) -> Iterator[Page | Gone]:
 
         for file, path, outcome in web.each(due(), fetch, at_once):
             if isinstance(outcome, Problem):
-                context.progress(outcome.what)
+                context.say(outcome.what)
                 trouble.failed(file, outcome, file.server)
                 continue
             trouble.came(file.server)
@@ -321,9 +325,9 @@ def _fetch_audio(context: Context) -> Iterator[Page | Gone]:
             yield Page(file.url, path, {"failed": failed}, outcome, file.meta())
             path.unlink()
     waiting, withdrawn = trouble.rest(), list(_withdrawn(context))
-    if waiting and not files and not withdrawn:
+    if waiting and not files and not withdrawn and not trouble.own:
         raise waiting[0]
-    for file, reason in trouble.own[: files // FEW]:
+    for file, reason in trouble.own:
         failed = failed | {file.recording: paging.today().isoformat()}
         yield Page(file.url, b"", {"failed": failed}, meta=file.meta() | {"failed": reason})
     for recording in withdrawn:
@@ -414,7 +418,7 @@ def _parse_audio(page: Landed) -> Iterator[Record | Bad]:
     from storage.media import audio
 
     if "failed" in page.meta:
-        yield Bad({name: page.meta[name] for name in ("recording_id", "url")}, page.meta["failed"])
+        yield Bad({name: page.meta[name] for name in ("recording_id", "url")}, page.meta["failed"], counted=False)
         return
     kind = page.content_type
     if kind in ("", *BYTES):

@@ -39,8 +39,8 @@ def audit(
 ) -> gate.Verdict:
     """Judge a load of ``raw.<table>``: by its own rows in mode ``append``, else by what the table becomes with it.
 
-    Past ``quarantine_share`` of its records in quarantine it is rejected. ``only`` names the columns that the source
-    still has, where they may change: one that it gave up has to empty.
+    Past ``quarantine_share`` of its records in quarantine it is rejected; notes of what never came do not count.
+    ``only`` names the columns that the source still has, where they may change: one that it gave up has to empty.
     """
     subject = f"load.{table}"
     before = gate.last_accepted(settings, subject)
@@ -48,8 +48,10 @@ def audit(
         f'select * from raw."{table}" where _load = {int(load)}' if mode == "append" else _state(source, table, load)
     )
     with closing(warehouse.connect(settings)) as db, db, db.cursor() as sql:
-        sql.execute("select rows, versions, quarantined from ops.load where source = %s and load = %s", (source, load))
-        rows, versions, quarantined = warehouse.first(sql)
+        sql.execute("select rows, versions from ops.load where source = %s and load = %s", (source, load))
+        rows, versions = warehouse.first(sql)
+        sql.execute("select count(*) from ops.quarantine where source = %s and load = %s and counted", (source, load))
+        (quarantined,) = warehouse.first(sql)
         columns = columns_of(db, "raw", table)
         columns = {name: kind for name, kind in columns.items() if only is None or name in only}
         now = profile(db, query, columns)

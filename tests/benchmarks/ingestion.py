@@ -126,7 +126,7 @@ def csv_source(name: str, files: list[Path], mode: str) -> Source:
 
 
 def rows(settings: Settings, admin: Settings, length: int, folder: Path) -> Iterator[Benchmark]:
-    """Append; then, into the same table, the same rows with a tenth of them changed."""
+    """Append, beside several peers; then the same rows again."""
     first = table(length)
     moved = np.random.default_rng(2).random(length) < 0.1
     second = first.set_column(6, SCHEMA.field("count"), pc.add(first["count"], pa.array(moved.astype("int64"))))
@@ -155,11 +155,17 @@ def rows(settings: Settings, admin: Settings, length: int, folder: Path) -> Iter
         with closing(warehouse.connect(settings)) as db, db, db.cursor() as sql, files[0].open("rb") as file:
             sql.copy_expert("copy raw.bare from stdin (format csv, header true)", file)
 
+    def upload_and_copy() -> None:
+        s3_client(settings).upload_file(str(files[0]), "landing", f"bare_{next(names)}.csv")
+        copy()
+
     def same() -> None:
         differing(settings, f"select {listed()} from raw.{loaded[-1]}_rows", f"select {listed()} from raw.bare")
 
     yield Benchmark("append rows that have landed", "rows/s", length, append_landed, copy, "COPY", 0.6, same)
-    yield Benchmark("append rows, landing them first", "rows/s", length, append, copy, "COPY", 0.0, same)
+    yield Benchmark(
+        "append rows, landing them first", "rows/s", length, append, upload_and_copy, "boto3 and COPY", 0.6, same
+    )
     for form, bound in (("insert_values", 2.0), ("csv", 1.0), ("parquet", 1.0)):
         dataset = f"dlt_{form}"
         peer = partial(dlt, admin, files[0], dataset, form)
@@ -169,8 +175,30 @@ def rows(settings: Settings, admin: Settings, length: int, folder: Path) -> Iter
             f"select {listed()} from raw.{loaded[-1]}_rows",
             f'select {listed()} from "{dataset}".rows',
         )
-        yield Benchmark("append rows", "rows/s", length, append, peer, f"dlt, {form}", bound, theirs, {"dlt": "1.31.0"})
+        versions = {"dlt": "1.31.0"}
+        yield Benchmark("append rows", "rows/s", length, append, peer, f"dlt, {form}", bound, theirs, versions)
+        if form == "parquet":  # what both have in common: a file on this machine becomes a table with a primary key
+            peer = partial(dlt_with_key, admin, files[0], dataset, form)
+            name = "append rows that have landed"
+            yield Benchmark(
+                *(
+                    name,
+                    "rows/s",
+                    length,
+                    append_landed,
+                    peer,
+                    f"dlt, {form}, with a primary key",
+                    bound,
+                    theirs,
+                    versions,
+                )
+            )
 
+    yield rows_again(settings, files, length)
+
+
+def rows_again(settings: Settings, files: list[Path], length: int) -> Benchmark:
+    """The same rows with a tenth of them changed, into the table that has them; ``raw.bare`` has the first ones."""
     sources: list[Source] = []
 
     def loaded_once() -> None:
@@ -216,7 +244,7 @@ def rows(settings: Settings, admin: Settings, length: int, folder: Path) -> Iter
             f"select load, {listed()} from raw.by_hand",
         )
 
-    yield Benchmark(
+    return Benchmark(
         *("load rows that have landed again, a tenth changed", "rows/s", length, change, by_hand),
         *("COPY and INSERT … SELECT by hand", 0.8, same_versions),
         before_ours=loaded_once,
@@ -237,6 +265,14 @@ def dlt(settings: Settings, file: Path, dataset: str, form: str) -> float:
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
     return float(done.stdout.splitlines()[-1])
+
+
+def dlt_with_key(settings: Settings, file: Path, dataset: str, form: str) -> float:
+    """Seconds that dlt takes, and those of the primary key that it leaves out."""
+    seconds = dlt(settings, file, dataset, form)
+    begin = time.perf_counter()
+    execute(settings, f'alter table "{dataset}".rows add primary key (id)')
+    return seconds + time.perf_counter() - begin
 
 
 def listed(of: str = "") -> str:
@@ -261,6 +297,17 @@ def differing(settings: Settings, ours: str, theirs: str) -> None:
 
 
 # ---------------------------------------------------------------- objects
+
+
+def s3_client(settings: Settings) -> Any:
+    """A client as anybody makes one."""
+    return boto3.client(
+        "s3",
+        endpoint_url=settings.s3_endpoint,
+        aws_access_key_id=settings.s3_access_key,
+        aws_secret_access_key=settings.s3_secret_key.get_secret_value(),
+        region_name=settings.s3_region,
+    )
 
 
 def blobs(settings: Settings, length: int, size: int, bound: float) -> Benchmark:
@@ -292,13 +339,7 @@ def blobs(settings: Settings, length: int, size: int, bound: float) -> Benchmark
         pipeline.ingest(source, settings, say=lambda text: None)
 
     def peer() -> None:
-        client = boto3.client(
-            "s3",
-            endpoint_url=settings.s3_endpoint,
-            aws_access_key_id=settings.s3_access_key,
-            aws_secret_access_key=settings.s3_secret_key.get_secret_value(),
-            region_name=settings.s3_region,
-        )
+        client = s3_client(settings)
         prefix = f"bare_{next(names)}"
         with ThreadPoolExecutor(8) as pool:
             waiting = [

@@ -20,6 +20,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -40,10 +41,18 @@ from storage.objects import Objects
 from storage.settings import Settings
 
 PAGES, RECORDS, BATCH = 10, 30, 100
+DAY = (datetime(2024, 5, 1, tzinfo=UTC), datetime(2024, 5, 2, tzinfo=UTC))
+KINDS = ("rows", "papers", "list")
 
 # What a loader tells it has reached, in this order; between the marked ones its transaction is open.
 OPEN = ("parsed", "documents", "copied", "before commit")
 STAGES = ("fetched", "before seal", "sealed", *OPEN, "committed", "audited", "verdict written", "settled")
+FIELDS = [
+    describe("id", pa.string(), "", required=True),
+    describe("value", pa.int64(), ""),
+    describe("text", pa.string(), ""),
+    describe("when", pa.float64(), ""),
+]
 BUGS = ("bookkeeping is committed before the rows", "rows are committed before the bookkeeping")
 
 
@@ -68,8 +77,18 @@ def _pages(generation: int) -> list[Any]:
     return pages
 
 
+def parse(page: Landed) -> Iterator[Record | Bad]:
+    try:
+        yield from json.loads(page.read())
+    except ValueError as error:
+        raise BadPage(f"no JSON: {error}") from error
+
+
 def source(name: str, generation: int, reached: Callable[[str], None] = lambda stage: None, url: str = "") -> Source:
-    """Rows with small files, and documents, out of the same pages; ``url``: they are asked for there, politely."""
+    """Rows with small files, and documents, out of the same pages; ``url``: they are asked for there, politely.
+
+    Besides, a list that is read whole.
+    """
     options = {"rate": "100/second", "allowed_hosts": [url.removeprefix("http://")]}
 
     def fetch(context: Context) -> Iterator[Page | Gone]:
@@ -85,11 +104,10 @@ def source(name: str, generation: int, reached: Callable[[str], None] = lambda s
                 else Page(f"page {number}", page, cursor, meta={"n": number})
             )
 
-    def parse(page: Landed) -> Iterator[Record | Bad]:
-        try:
-            yield from json.loads(page.read())
-        except ValueError as error:
-            raise BadPage(f"no JSON: {error}") from error
+    def fetch_list(context: Context) -> Iterator[Page]:
+        if context.cursor.get("generation") != generation:
+            lines = [{"id": f"{i}", "value": i * (1 + i % 5 // generation)} for i in range(250) if i % 7 != generation]
+            yield Page("list", json.dumps(lines).encode(), {"generation": generation})
 
     def parse_rows(page: Landed) -> Iterator[Record | Bad]:
         for record in parse(page):
@@ -97,23 +115,30 @@ def source(name: str, generation: int, reached: Callable[[str], None] = lambda s
             blob = Blob(f"{record['value'] % 5}".encode() * 100, "text/plain", ".txt")
             yield record | ({"file": blob} if record["value"] % 11 == 0 else {})
 
-    schema = [
-        describe("id", pa.string(), "", required=True),
-        describe("value", pa.int64(), ""),
-        describe("text", pa.string(), ""),
-        describe("when", pa.float64(), ""),
-    ]
     file = describe("file", pa.string(), "")
 
     def settled(context: Context, accepted: bool) -> None:
         reached("settled")
 
     resources = (
-        Resource("rows", pa.schema([*schema, file]), ("id",), fetch, parse_rows, settled=settled),
-        Resource("papers", pa.schema(schema), ("id",), fetch, parse, store="documents", settled=settled),
+        Resource("rows", pa.schema([*FIELDS, file]), ("id",), fetch, parse_rows, settled=settled),
+        Resource("papers", pa.schema(FIELDS), ("id",), fetch, parse, store="documents", settled=settled),
+        Resource("list", pa.schema(FIELDS[:2]), ("id",), fetch_list, parse, mode="replace", settled=settled),
     )
     config = {option: (value, "") for option, value in options.items()}
     return Source(name, name, "text", "", "none", "@daily", resources, config)
+
+
+def by_day(name: str, generation: int) -> Source:
+    """Rows that come when a day is asked for. It is asked for as a whole each time: so of loads there may be more."""
+
+    def fetch(context: Context) -> Iterator[Page]:
+        for number in range(2 + generation if context.interval else 0):
+            lines = [{"id": f"{number} {i}", "value": i if i % 5 else generation} for i in range(60)]
+            yield Page(f"day, page {number}", json.dumps(lines).encode(), {"generation": generation})
+
+    days = Resource("days", pa.schema(FIELDS[:2]), ("id",), fetch, parse, partition="date")
+    return Source(f"{name}_by", name, "text", "", "none", "@daily", (days,))
 
 
 def web_pages(generation: int) -> dict[str, bytes]:
@@ -243,8 +268,8 @@ def kill(loader: BaseProcess, name: str, settings: Settings) -> list[str]:
         return []
     with closing(warehouse.connect(settings)) as db, db, db.cursor() as sql:
         sql.execute(
-            "select state from pg_stat_activity where application_name = %s and backend_xid is not null",
-            (f"load {name}",),
+            "select state from pg_stat_activity where application_name = any(%s) and backend_xid is not null",
+            ([f"load {name}", f"load {name}_by"],),
         )
         states = [state for (state,) in sql.fetchall()]
     stopped.kill()
@@ -276,7 +301,9 @@ def load(
     reached: Callable[[str], None] = lambda stage: None,
     url: str = "",
 ) -> None:
-    """The loader: ingests and judges, as the tasks of a DAG do; in small batches, so that a load has several."""
+    """The loader: ingests what is new and a day, and judges, as the tasks of a DAG do; in small batches, so that a
+    load has several.
+    """
     write_verdict: Callable[..., None] = journal.write_verdict
 
     def audited(*_: Any, **__: Any) -> Verdict:
@@ -295,6 +322,9 @@ def load(
     ):
         pipeline.ingest(one, settings, say=lambda text: None, reached=reached)
         pipeline.judge(one, settings, say=lambda text: None)
+        one = by_day(name, generation)
+        pipeline.ingest(one, settings, interval=DAY, say=lambda text: None, reached=reached)
+        pipeline.judge(one, settings, say=lambda text: None)
 
 
 def tables(name: str, settings: Settings) -> dict[str, list[Any]]:
@@ -306,6 +336,8 @@ def tables(name: str, settings: Settings) -> dict[str, list[Any]]:
         "rows": f"select {version}, case when file is null then _hash end, id, value, text, "
         f'"when", file from raw.{name}_rows',
         "papers": f"select {version}, _hash, doc::text from raw.{name}_papers",
+        "list": f"select {version}, _hash, id, value from raw.{name}_list",
+        "by_days": f"select _key, _deleted, _again, _hash, id, value from raw.{name}_by_days",
         "load": "select load, resource, lane, slice, state, pages, rows, versions, quarantined, bytes "
         f"from ops.load {mine}",
         "cursor": f"select resource, lane, cursor::text, load from ops.cursor {mine}",
@@ -317,7 +349,7 @@ def tables(name: str, settings: Settings) -> dict[str, list[Any]]:
     with closing(warehouse.connect(settings)) as db, db, db.cursor() as sql:
         for table, query in queries.items():
             sql.execute("select to_regclass(%s)", (f"raw.{name}_{table}",))
-            there = table not in ("rows", "papers") or sql.fetchone() != (None,)
+            there = table not in (*KINDS, "by_days") or sql.fetchone() != (None,)
             sql.execute(query if there else "select where false")
             found[table] = sql.fetchall()
     documents = Documents(settings).database[f"{name}_papers"].find({})
@@ -330,7 +362,7 @@ def tables(name: str, settings: Settings) -> dict[str, list[Any]]:
     found["verdicts"] = [
         (number, (journal.read_verdict(objects, name, number) or {}).get("state")) for number in segments
     ]
-    found["pages"] = [(key,) for kind in ("rows", "papers") for key in objects.list("landing", f"{name}/{kind}/")]
+    found["pages"] = [(key,) for kind in KINDS for key in objects.list("landing", f"{name}/{kind}/")]
     found["derived"] = [(key,) for key in objects.list("derived", f"{name}/")]
     return {table: sorted(tuple(_plain(value, name) for value in row) for row in rows) for table, rows in found.items()}
 

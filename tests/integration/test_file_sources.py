@@ -23,7 +23,7 @@ from upstreams import manythings as manythings_double
 from upstreams import tatoeba as tatoeba_double
 
 from infra import transforming
-from ingestion import catalogue, locations, paging, pipeline
+from ingestion import catalogue, forgetting, locations, paging, pipeline, trouble
 from ingestion.contract import Source
 from ingestion.derive import notes
 from ingestion.sources import maestro, manythings, midi_archive, tatoeba
@@ -186,6 +186,31 @@ def test_an_unchanged_week_does_nothing_and_a_new_one_brings_what_changed(
     assert [current(stack, table) for table in ("tatoeba_sentences", "tatoeba_links")] == tables
 
 
+def test_links_wait_for_sentences_when_a_withdrawal_took_their_export(
+    stack: Stack, exports: tatoeba_double.Tatoeba
+) -> None:
+    """The export of the week before is here, and would make links to sentences that are no more."""
+    configure(tatoeba=at(exports, "/exports/", languages=LANGUAGES))
+    cycle(stack, tatoeba.SOURCE)
+    one, two, *_ = (one for one in exports.sentences if one.language in LANGUAGES)
+    one.member = "withdrawn"
+    exports.sentences.remove(two)
+    exports.renew()
+    cycle(stack, tatoeba.SOURCE)
+    forgetting.forget(tatoeba.SOURCE, stack.settings("admin"), [], where=[("contributor", "withdrawn")], **QUIET)
+    before = current(stack, "tatoeba_links")
+    assert cycle(stack, tatoeba.SOURCE) == {}
+    assert current(stack, "tatoeba_links") == before
+
+    exports.links = exports.links[5:]
+    exports.sentences.remove(next(other for other in exports.sentences if other.member == "CK"))
+    exports.renew()
+    assert cycle(stack, tatoeba.SOURCE) == {"sentences": ["published"], "links": ["published"]}
+    assert current(stack, "tatoeba_sentences").keys() == as_sentences(exports.rows(LANGUAGES)).keys() - {
+        f"[{one.number}]"
+    }
+
+
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("time", [1, 2])
 def test_killed_anywhere_and_run_again_gives_the_same_tables(
@@ -244,10 +269,10 @@ def pairs_of(server: manythings_double.Manythings, languages: list[str]) -> dict
 
 
 def test_pairs_come_and_go_with_their_files(stack: Stack, picked: manythings_double.Manythings) -> None:
-    picked.every = 1
+    picked.every, picked.times = 1, 3
     configure(manythings=at(picked, "/anki/", languages=["deu", "rus"]))
     assert cycle(stack, manythings.SOURCE) == {"pairs": ["published"]}
-    assert {"429", "503"} <= set(picked.met)
+    assert {"429", "503", "cut"} <= set(picked.met)
     assert current(stack, "manythings_pairs") == pairs_of(picked, ["deu", "rus"])
     asked, before = len(picked.requests), landed(stack)
     assert cycle(stack, manythings.SOURCE) == {}
@@ -291,10 +316,10 @@ def told(rows: dict[str, dict[str, Any]], names: Any) -> dict[str, dict[str, Any
 
 
 def test_a_release_becomes_pieces_in_the_published_splits(stack: Stack, release: maestro_double.Maestro) -> None:
-    release.every = 1
+    release.every, release.times = 1, 3
     configure(maestro=at(release, "/magentadata/datasets/maestro/v3.0.0/"))
     assert cycle(stack, maestro.SOURCE) == {"scores": ["published"]}
-    assert release.met
+    assert {"429", "503", "cut"} <= set(release.met)
     wanted = release.rows()
     found = current(stack, "maestro_scores")
     assert told(found, next(iter(wanted.values()))) == wanted
@@ -449,7 +474,7 @@ def test_a_server_that_goes_away_keeps_what_had_come(stack: Stack, tmp_path: Pat
 def test_one_hostile_file_keeps_no_other_from_coming(
     stack: Stack, monkeypatch: pytest.MonkeyPatch, name: str, fault: str
 ) -> None:
-    """It is the first; it goes to quarantine, and is tried again after a week."""
+    """It is the first of a few; it is noted in quarantine, and is tried again after a week."""
     monkeypatch.setattr("ingestion.web.TRIES", 2)
     monkeypatch.setattr(locations, "_seconds", lambda most: 1.0)
     monkeypatch.setattr(paging, "today", lambda: date(2024, 5, 10))
@@ -461,7 +486,7 @@ def test_one_hostile_file_keeps_no_other_from_coming(
         "led": hostile_server.answer(status=302, Location="http://10.0.0.1/x"),
         "cut": hostile_server.pieces(head(Content_Length=9), b"x"),
     }[fault]
-    tunes = {f"{number:02}.mid": maestro_double.tune(number) for number in range(1, 31)}
+    tunes = {f"{number:02}.mid": maestro_double.tune(number) for number in range(1, 4)}
     files = tunes | {"99.zip": bundle({"x.mid": maestro_double.tune(99)})}
     with hostile_server.serve() as server:
         links = "".join(f'<a href="{one}">x</a>' for one in [name, *files])
@@ -482,7 +507,39 @@ def test_one_hostile_file_keeps_no_other_from_coming(
         whole = maestro_double.tune(0) if name.endswith("mid") else bundle({"y.mid": maestro_double.tune(0)})
         server.on(f"/midi/{name}", well, hostile_server.File(whole, etag='"2"'))
         assert cycle(stack, midi_archive.SOURCE) == {"scores": ["published"]}
-        assert len(current(stack, "midi_archive_scores")) == 32
+        assert len(current(stack, "midi_archive_scores")) == 5
+
+
+def test_an_archive_without_midi_is_noted_and_left_alone(
+    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paging, "today", lambda: date(2024, 5, 10))
+    (tmp_path / "texts.zip").write_bytes(bundle({"read.me": b"x"}))
+    (tmp_path / "one.mid").write_bytes(maestro_double.tune(1))
+    configure(midi_archive={"location": str(tmp_path)})
+    assert cycle(stack, midi_archive.SOURCE) == {"scores": ["published"]}
+    noted = query(stack, "select payload::jsonb ->> 'path', reason, counted from ops.quarantine")
+    assert noted == [("texts.zip", "texts.zip holds no MIDI", False)]
+    (tmp_path / "two.mid").write_bytes(maestro_double.tune(2))
+    copied: list[str] = []
+    fetch = locations.Location.fetch
+    monkeypatch.setattr(locations.Location, "fetch", lambda *given: copied.append(given[1]) or fetch(*given))
+    assert cycle(stack, midi_archive.SOURCE) == {"scores": ["published"]}
+    assert current(stack, "midi_archive_scores").keys() == {"one.mid", "two.mid"} and not copied
+
+
+def test_a_place_where_much_cannot_be_had_is_left_for_today(
+    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trouble, "MOST", 3)
+    (tmp_path / "one.mid").write_bytes(maestro_double.tune(1))
+    for number in range(5):
+        (tmp_path / f"{number}.zip").write_bytes(bundle({"read.me": b"x"}))
+    configure(midi_archive={"location": str(tmp_path)})
+    for noted in (3, 5):
+        assert cycle(stack, midi_archive.SOURCE) == {"scores": ["published"]}
+        assert query(stack, "select count(*) from ops.quarantine") == [(noted,)]
+    assert cycle(stack, midi_archive.SOURCE) == {}
 
 
 # --- to the marts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -173,6 +174,20 @@ def test_a_transfer_that_is_cut_goes_on_where_it_stopped(root: Path) -> None:
         large = len(FILES["clips/deep/er/c.mp3"])
         assert f"REST {large // 2}" in server.commands
         assert {Path(name).name for name in server.cut} == {Path(name).name for name in FILES}
+
+
+def test_a_transfer_that_is_cut_begins_anew_when_the_file_has_changed(root: Path) -> None:
+    """To another of the same size."""
+    name, body = "clips/deep/er/c.mp3", FILES["clips/deep/er/c.mp3"][::-1]
+
+    def change(path: Path) -> None:
+        path.write_bytes(body)
+        os.utime(path, (path.stat().st_atime, path.stat().st_mtime + 60))
+
+    with ftp_server.serve(root, faulty=True) as server:
+        server.at_cut = change
+        assert ftp_location(server).read(name) == body
+        assert body != FILES[name]
 
 
 def test_a_server_with_an_unknown_key_is_refused(root: Path, tmp_path: Path) -> None:

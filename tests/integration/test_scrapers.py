@@ -417,7 +417,9 @@ def test_a_redirect_that_goes_round_ends(stack: Stack, music: Mutopia) -> None:
     assert len(music.asked("piece-info")) <= 6 * 34
 
 
-def test_two_crawls_at_once_keep_the_rate_of_one(stack: Stack, music: Mutopia, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_crawls_at_once_keep_the_rate_of_one(
+    stack: Stack, music: Mutopia, birds: Encyclopedia, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Both ask the same host, from processes of their own."""
     import time
 
@@ -427,7 +429,7 @@ def test_two_crawls_at_once_keep_the_rate_of_one(stack: Stack, music: Mutopia, m
     def timed(path: str, params: dict[str, str]) -> Reply:
         times.append(time.monotonic())
         if path.startswith("/wiki/"):
-            return Reply(404, b"", "text/html")
+            return birds.answer(path, params)
         return answer(path, params)
 
     monkeypatch.setattr(music, "answer", timed)
@@ -450,9 +452,10 @@ def test_two_crawls_at_once_keep_the_rate_of_one(stack: Stack, music: Mutopia, m
 
 
 def test_articles_become_documents_with_licence_and_attribution(stack: Stack, birds: Encyclopedia) -> None:
-    birds.faulty = True
+    birds.faulty, birds.every = True, 1
     configure(birds, species=[*BIRDS, "Anser fictus"])
     assert cycle(stack, species_accounts.SOURCE) == {"species_accounts": ["published"]}
+    assert {"429", "503", "cut"} <= set(birds.met)
     wanted = {species: wiki.expected(one, birds.url) for species, one in birds.articles.items()}
     assert current(stack, "species_accounts") == wanted
     found = Documents(stack.settings("loader")).database["species_accounts"].find()

@@ -9,7 +9,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -23,8 +23,9 @@ import sqlalchemy as sa
 import tomli_w
 from support import Stack, another_database
 
-from ingestion import catalogue, journal, pipeline
-from ingestion.sources import sql_reader
+from ingestion import catalogue, journal, pipeline, tombstones
+from ingestion.sources import sql_columns, sql_reader
+from ingestion.tombstones import Tombstone
 from storage import warehouse
 from storage.errors import Problem
 from storage.gates import audit as gate
@@ -75,7 +76,7 @@ class Upstream:
         self.enlist(name, **{"table": name, "key": ["id"], "cursor": ["updated_at", "id"]} | options)
         return name
 
-    def fill(self, name: str, numbers: range, age: int = 86_400) -> None:
+    def fill(self, name: str, numbers: Sequence[int], age: int = 86_400) -> None:
         """Rows whose times lie ``age`` seconds back and more, several in the same second."""
         now = datetime.now(UTC).replace(microsecond=0)
         moments = [now - timedelta(seconds=age + (len(numbers) - i) // 7) for i in range(len(numbers))]
@@ -550,6 +551,46 @@ def test_keys_that_are_gone_are_deleted_when_all_keys_are_compared(upstream: Ups
     assert upstream.here(name) == upstream.there(name)
 
 
+def test_rows_that_the_cursor_passed_by_are_read_when_keys_are_compared(upstream: Upstream) -> None:
+    """Some were never here, one was deleted and is there again as it was; one of each is new and one was withdrawn."""
+    name = upstream.table(named(upstream, "passed"), rows=300, deletions=24, batch=50)
+    upstream.ingest()
+    upstream.do(f"delete from {name} where id = 7")
+    upstream.enlist(name, deletions=1e-9)
+    upstream.ingest()
+    upstream.fill(name, [7, *range(1001, 1101)], age=10**7)
+    upstream.enlist(name, deletions=24)
+    assert upstream.ingest() == []
+    objects = Objects(upstream.stack.settings("loader"))
+    withdrawn = Tombstone(name, tombstones.KEY, tombstones.digest("[1050]"))
+    tombstones.write(objects, "sql_table", [withdrawn])
+    upstream.fill(name, range(2001, 2011), age=60)
+    upstream.enlist(name, deletions=1e-9)
+    assert upstream.ingest() == ["published"]
+    assert upstream.here(name) == [row for row in upstream.there(name) if row[0] != 1050]
+    landed = query(
+        upstream.stack, f"select key from ops.landing where resource = '{name}' and name like '%passed by,%'"
+    )
+    found = [one for (key,) in landed for one in sql_columns.decode(objects.get(*key.split("/", 1)))]
+    assert sorted(one["id"] for one in found) == [7, *(n for n in range(1001, 1101) if n != 1050)]
+    versions = upstream.versions(name)
+    upstream.ingest()
+    assert upstream.versions(name) == versions
+
+
+def test_a_row_that_was_passed_by_and_is_bad_does_not_land_again_and_again(sqlite: Upstream) -> None:
+    name = sqlite.table("passed_bad", "id integer primary key, n integer, updated_at timestamp not null", deletions=24)
+    sqlite.do(f"insert into {name} values (1, 1, '2024-05-01 00:00:00'), (2, 2, '2024-05-02 00:00:00')")
+    sqlite.ingest()
+    sqlite.do(f"insert into {name} values (3, 'no number', '2024-01-01 00:00:00')")
+    sqlite.enlist(name, deletions=1e-9)
+    told = f"{name}: 1 rows up to the cursor are not here, and are no good"
+    for _ in range(3):
+        assert sqlite.ingest() == ["published"]  # what was compared
+        assert sqlite.said.count(told) == 1
+    assert query(sqlite.stack, f"select count(*) from ops.landing where resource = '{name}'") == [(4,)]
+
+
 def test_an_empty_or_failed_read_deletes_nothing(upstream: Upstream) -> None:
     name = upstream.table(named(upstream, "kept"), rows=50, deletions=1e-9)
     upstream.ingest()
@@ -567,15 +608,15 @@ def test_an_empty_or_failed_read_deletes_nothing(upstream: Upstream) -> None:
 def test_a_comparison_that_breaks_off_deletes_nothing(postgres: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
     name = postgres.table("broken_off", rows=700, deletions=1e-9, batch=100)
     postgres.ingest()
-    whole = sql_reader.Reader.whole
+    keys = sql_reader.Reader.keys
 
     def breaks_off(self: Any, *arguments: Any) -> Iterator[Any]:
-        batches = whole(self, *arguments)
+        batches = keys(self, *arguments)
         yield next(batches)
         raise sa.exc.OperationalError("select", {}, Exception("server closed the connection unexpectedly"))
 
     with monkeypatch.context() as patch:
-        patch.setattr(sql_reader.Reader, "whole", breaks_off)
+        patch.setattr(sql_reader.Reader, "keys", breaks_off)
         with pytest.raises(Problem, match="closed the connection"):
             postgres.ingest()
     assert len(postgres.here(name)) == 700

@@ -26,7 +26,7 @@ SITE = "http://site.example"
 
 def double(count: int = 25) -> Mutopia:
     server = Mutopia(made(count))
-    server.url = SITE
+    server.url, server.faulty = SITE, False
     return server
 
 

@@ -1,7 +1,8 @@
 """A web server on loopback that misbehaves as real ones do, for the doubles of APIs.
 
 Every so many addresses, the first request for one gets a fault: 429 with ``Retry-After``, 503, or an answer that is cut
-in the middle; asked again, it is answered. With ``faulty = False`` it only answers.
+in the middle; asked again, it is answered, or gets the next fault. Lists that have pages shift besides: what is first
+appears when somebody has read the first page. With ``faulty = False`` it only answers.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -36,13 +38,16 @@ class FaultyServer:
 
     def __init__(self) -> None:
         self.faulty = True
-        self.every = 3  # addresses, of which one meets a fault
+        self.every = 3  # addresses, of which one meets faults
+        self.times = 1  # requests for it that do
+        self.shifted = False  # whether a list has
         self.requests: list[tuple[str, dict[str, str]]] = []
         self.heads: list[str] = []  # the paths that were only asked about
         self.met: list[str] = []  # the faults that requests met
         self.url = ""
         self.lock = threading.Lock()
-        self._asked: set[str] = set()
+        self._asked: Counter[str] = Counter()
+        self._good: set[str] = set()  # addresses that meet no fault
 
     def answer(self, path: str, params: dict[str, str]) -> Reply:
         raise NotImplementedError
@@ -94,12 +99,23 @@ class FaultyServer:
     def host(self) -> str:
         return self.url.removeprefix("http://")
 
+    def shifts(self, more: bool, scripted: bool) -> bool:
+        """Whether it is time to hold something back: a first page was asked for, and there are more.
+
+        Never where a test has ``scripted`` what comes and goes.
+        """
+        now = self.faulty and more and not scripted and not self.shifted
+        self.shifted |= now or scripted
+        return now
+
     def _fault(self, path: str) -> str:
         """The fault that this request meets; "" for none."""
-        if not self.faulty or path in self._asked:
+        if not self.faulty:
             return ""
-        self._asked.add(path)
-        if len(self._asked) % self.every:
+        self._asked[path] += 1
+        if self._asked[path] == 1 and len(self._asked) % self.every:
+            self._good.add(path)
+        if path in self._good or self._asked[path] > self.times:
             return ""
         self.met.append(FAULTS[len(self.met) % len(FAULTS)])
         return self.met[-1]

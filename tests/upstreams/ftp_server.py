@@ -4,7 +4,7 @@
 listings for ever, in small pieces with a ``pause`` between.
 
 With ``faulty`` the first transfer of every file ends in its middle, and the server calls it complete all the same
-(226, RFC 959); every other time the connection for commands is lost besides.
+(226, RFC 959); every other time the connection for commands is lost besides. ``at_cut`` is then called with its path.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +40,7 @@ class Ftp:
     listing: bytes | None = None
     endless: bytes = b""
     pause: float = 0.0
+    at_cut: Callable[[Path], object] = lambda path: None
 
 
 class _Endless:
@@ -93,6 +94,7 @@ def serve(folder: Path, *, faulty: bool = False, old: bool = False, certificate:
             server.cut.add(file.name)
             half = file.read(Path(file.name).stat().st_size // 2)
             file.close()
+            server.at_cut(Path(file.name))
             super().push_dtp_data(half or b" "[:0], cmd=cmd)
             if len(server.cut) % 2:
                 self.close_when_done()

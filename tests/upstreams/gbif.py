@@ -132,6 +132,8 @@ class Gbif(FaultyServer):
                 self.occurrences.pop(self.withdrawn.pop(0), None)
         found = [one for one in self.occurrences.values() if all(_matches(one, *each) for each in asked.items())]
         found.sort(key=lambda one: (-one.get("year", -1), one.get("month", 13), one["key"]))
+        if not offset and self.shifts(len(found) > limit > 0, bool(self.waiting or self.withdrawn)):
+            self.waiting.append(self.occurrences.pop(found.pop(0)["key"]))
         facets = []
         if facet:
             values = [_value(one, facet) for one in found]

@@ -187,6 +187,8 @@ class Mutopia(FaultyServer):
         if start and self.going:
             self.pieces.pop(self.going.pop(0), None)
         every = sorted(self.pieces.values(), key=lambda one: one.place)
+        if not start and self.shifts(len(every) > 10, bool(self.coming or self.going)):
+            self.coming.append(self.pieces.pop(every.pop(0).number))
         if self.endless:
             every = [piece(number, composer="BachJS") for number in range(3000, 3000 + start + 20)]
         page, eof = [], True

@@ -178,6 +178,8 @@ class XenoCanto(FaultyServer):
                 self.entries.pop(self.withdrawn.pop(0), None)
         found = [one for one in self.entries.values() if all(_matches(one, *tag) for tag in TAG.findall(query))]
         found.sort(key=lambda one: -int(one["id"]))
+        if page == 1 and self.shifts(len(found) > size, bool(self.waiting or self.withdrawn)):
+            self.waiting.append(self.entries.pop(found.pop(0)["id"]))
         shown: list[Any] = [self._addressed(one) for one in found[(page - 1) * size : page * size]]
         if not shown and page > 1:
             shown = [{"also": []}]
