@@ -214,7 +214,7 @@ class Location:
             if isinstance(error, Problem) or not _is_trouble(error):
                 raise
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            reason = reason.replace(self._given, self.url)
+            reason = reason.replace(self._given, self.url).removesuffix(".")
             raise Problem(f"cannot read {where}: {reason}", "Check the address and that the server answers") from error
 
 
@@ -807,7 +807,7 @@ def _sftp(url: str, shown: str, storage: Mapping[str, Any]) -> _Root:
         "port": parts.port or 22,
         "username": username,
         "password": password,
-        "key_filename": storage.get("key_filename"),
+        "pkey": _private_key(storage["key_filename"], password) if storage.get("key_filename") else None,
         **dict.fromkeys(("timeout", "banner_timeout", "auth_timeout", "channel_timeout"), _TIMEOUT_S),
         **({"allow_agent": False, "look_for_keys": False} if password else {}),
     }
@@ -818,6 +818,25 @@ def _sftp(url: str, shown: str, storage: Mapping[str, Any]) -> _Root:
         return files
 
     return _Sftp(url, shown, connect)
+
+
+def _private_key(file: str, passphrase: str | None) -> Any:
+    """The key in a file. Raises Problem that says what is wrong with it."""
+    import paramiko
+
+    path = Path(file).expanduser()
+    try:
+        return paramiko.PKey.from_path(path, passphrase.encode() if passphrase else None)
+    except Exception as error:  # whatever a library makes of a file that is none
+        reason = (
+            "it is not there"
+            if isinstance(error, FileNotFoundError)
+            else str(error).split(". ")[0] or type(error).__name__
+        )
+        raise Problem(
+            f"{path} cannot be taken as a private key: {reason}",
+            "Correct `key_filename` in `storage`; a key with a passphrase needs it as `password`",
+        ) from None
 
 
 def _hdfs(url: str, shown: str, storage: Mapping[str, Any]) -> _Root:

@@ -59,7 +59,7 @@ class Documents:
         if missing:
             raise Problem(
                 f"{len(missing)} of {len(ids)} versions are not in the collection {collection}",
-                "Run `lyrebird replay` for this source",
+                "Run `lyrebird replay SOURCE`, with the source that the collection's name begins with",
             )
         return found
 

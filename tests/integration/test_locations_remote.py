@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import paramiko
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -206,6 +207,27 @@ def test_a_server_with_an_unknown_key_is_refused(root: Path, tmp_path: Path) -> 
             storage = {"username": sftp_server.USER, "password": SECRET, "known_hosts": str(known)}
             with pytest.raises(Problem, match=said):
                 Location(f"sftp://{server.host}:{server.port}/", storage=storage).list()
+
+
+def test_a_key_opens_a_server_and_another_key_does_not(root: Path, tmp_path: Path) -> None:
+    mine, other = paramiko.ECDSAKey.generate(), paramiko.ECDSAKey.generate()
+    for name, key in (("mine", mine), ("other", other)):
+        key.write_private_key_file(str(tmp_path / name))
+    with sftp_server.serve(root) as server:
+        server.key = mine.get_base64()
+        (tmp_path / "known").write_text(server.known)
+        who = {"username": sftp_server.USER, "known_hosts": str(tmp_path / "known")}
+        url = f"sftp://{server.host}:{server.port}/"
+        location = Location(url, storage=who | {"key_filename": str(tmp_path / "mine")})
+        assert {entry.name for entry in location.list()} == FILES.keys()
+        (tmp_path / "text").write_text("no key")
+        for file, said in (
+            ("other", "Authentication failed"),
+            ("nowhere", "it is not there"),
+            ("text", "private key: "),
+        ):
+            with pytest.raises(Problem, match=said):
+                Location(url, storage=who | {"key_filename": str(tmp_path / file)}).list()
 
 
 def test_a_server_that_has_gone_is_said_in_one_sentence(root: Path) -> None:

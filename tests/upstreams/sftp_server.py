@@ -1,5 +1,7 @@
 """An SFTP server with a folder of files, on loopback, out of paramiko: one user, one password, one host key.
 
+``key`` is a public key by which the user comes in without the password (as ssh writes it in base64).
+
 ``size`` is what it says of every file; ``listing`` is a number of names that it makes up; each read takes ``pause``.
 """
 
@@ -28,12 +30,23 @@ class Sftp:
     host: str
     port: int
     known: str
+    key: str = ""
     size: int | None = None
     listing: int = 0
     pause: float = 0.0
 
 
 class _Door(paramiko.ServerInterface):  # type: ignore[misc]
+    def __init__(self, server: Sftp) -> None:
+        self._server = server
+
+    def get_allowed_auths(self, _: str) -> str:
+        return "password,publickey"
+
+    def check_auth_publickey(self, username: str, key: Any) -> int:
+        right = (username, key.get_base64()) == (USER, self._server.key)
+        return int(paramiko.AUTH_SUCCESSFUL if right else paramiko.AUTH_FAILED)
+
     def check_auth_password(self, username: str, password: str) -> int:
         right = (username, password) == (USER, PASSWORD)
         return int(paramiko.AUTH_SUCCESSFUL if right else paramiko.AUTH_FAILED)
@@ -114,7 +127,7 @@ def serve(folder: Path) -> Iterator[Sftp]:
             transport.add_server_key(key)
             transport.set_subsystem_handler("sftp", paramiko.SFTPServer, files)
             with suppress(paramiko.SSHException, EOFError):
-                transport.start_server(server=_Door())
+                transport.start_server(server=_Door(server))
 
     thread = threading.Thread(target=welcome, daemon=True)
     thread.start()
