@@ -357,7 +357,12 @@ def replay(source: Source, settings: Settings, say: Say = print) -> list[int]:
                 if resource.store == "documents":
                     stores.documents().database.drop_collection(source.table(resource))
             names = [resource.name for resource in source.resources]  # what is no more cannot be loaded again
-            for table in ("load", "cursor", "landing", "quarantine"):
+            sql.execute(  # what shared a page with somebody who was withdrawn stays: no page would give it back
+                "delete from ops.quarantine as q where source = %s and resource = any(%s) and (landing is null "
+                "or exists (select from ops.landing as n where (n.source, n.key) = (q.source, q.landing)))",
+                (source.name, names),
+            )
+            for table in ("load", "cursor", "landing"):
                 sql.execute(f"delete from ops.{table} where source = %s and resource = any(%s)", (source.name, names))
         loads = _load_sealed(source, stores, settings, Report(source.name), say, lambda stage: None)
         judge_pending(source, stores, settings, say)

@@ -281,6 +281,9 @@ def test_bad_records_of_others_stay_though_their_page_is_erased(stack: Stack, ki
         (1, 1)
     ]
     assert held(stack, name) == [json.dumps(broken), json.dumps(odd)]
+    for _ in range(2):
+        pipeline.replay(upstream.source, stack.settings("loader"), **QUIET)
+        assert held(stack, name) == [json.dumps(broken), json.dumps(odd)]
 
     forget(stack, upstream.source, "odd")  # whose page is gone already
     assert held(stack, name) == [json.dumps(broken)]
