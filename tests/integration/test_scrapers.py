@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import itertools
 import json
+import statistics
 import threading
 from collections.abc import Iterator
 from contextlib import closing, suppress
@@ -449,6 +451,16 @@ def test_two_crawls_at_once_keep_the_rate_of_one(
         one.join()
     assert len(times) > 60
     assert max(sum(0 <= other - at < 0.9 for other in times) for at in times) <= 8 + 1
+
+
+def test_a_slow_site_is_asked_more_slowly(stack: Stack, music: Mutopia) -> None:
+    """As slowly as it answers (AutoThrottle), though the rate is free and two requests might be under way."""
+    music.pieces = dict([*music.pieces.items()][:12])
+    music.latency = 0.4
+    configure(music)
+    assert cycle(stack, mutopia.SOURCE, **ONLY) == {"pieces": ["published"]}
+    gaps = [later - before for before, later in itertools.pairwise(music.arrived[-9:])]
+    assert statistics.median(gaps) > 0.3
 
 
 def test_articles_become_documents_with_licence_and_attribution(stack: Stack, birds: Encyclopedia) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -42,6 +43,8 @@ class FaultyServer:
         self.times = 1  # requests for it that do
         self.shifted = False  # whether a list has
         self.requests: list[tuple[str, dict[str, str]]] = []
+        self.arrived: list[float] = []  # when requests did, by the monotonic clock
+        self.latency = 0.0  # seconds until an answer
         self.heads: list[str] = []  # the paths that were only asked about
         self.met: list[str] = []  # the faults that requests met
         self.url = ""
@@ -65,6 +68,8 @@ class FaultyServer:
             def do_GET(self) -> None:
                 parts = urlsplit(self.path)
                 params = dict(parse_qsl(parts.query, keep_blank_values=True))
+                double.arrived.append(time.monotonic())
+                time.sleep(double.latency)
                 with double.lock:
                     double.requests.append((parts.path, params))
                     fault = double._fault(self.path)
