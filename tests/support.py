@@ -76,8 +76,10 @@ class Stack:
                 sql.execute(statement)
         objects = Objects(admin)
         for bucket in ("landing", "derived", "datasets"):
-            for key in list(objects.list(bucket)):
-                objects.delete(bucket, key)
+            keys = list(objects.list(bucket))
+            for start in range(0, len(keys), 1_000):
+                some = [{"Key": key} for key in keys[start : start + 1_000]]
+                objects.client.delete_objects(Bucket=bucket, Delete={"Objects": some, "Quiet": True})
         documents = Documents(admin)
         for name in documents.database.list_collection_names():
             documents.database.drop_collection(name)
