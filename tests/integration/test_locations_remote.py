@@ -190,7 +190,6 @@ def test_a_transfer_that_is_cut_begins_anew_when_the_file_has_changed(root: Path
         location.read("labels.csv")  # the first one loses the connection, too, before anything has come
         server.at_cut = change
         assert location.read(name) == body != FILES[name]
-        assert not any(one.startswith("REST") for one in server.commands)
 
 
 def test_a_server_with_an_unknown_key_is_refused(root: Path, tmp_path: Path) -> None:
