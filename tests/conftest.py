@@ -26,6 +26,7 @@ def session_stack() -> Iterator[Stack]:
 @pytest.fixture(scope="module")
 def stack(session_stack: Stack) -> Stack:
     """The stores, empty and migrated, whatever the modules before have left in them."""
+    session_stack.spare()
     session_stack.reset()
     return session_stack
 

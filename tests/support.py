@@ -21,6 +21,8 @@ import sqlalchemy as sa
 from infra.embedded import probes
 from infra.embedded import stack as embedded
 from infra.embedded.home import Home, random_free
+from infra.embedded.programs import SERVICES
+from infra.embedded.supervision import Supervisor
 from storage import roles, warehouse
 from storage.documents import Documents
 from storage.objects import Objects
@@ -51,6 +53,14 @@ class Stack:
         if not self.started.issuperset(services):
             embedded.up(self.home, only=self.started | set(services), progress=print)
             self.started |= set(services)
+
+    def spare(self) -> None:
+        """Stop what a module before has needed beside the stores: Airflow alone takes a quarter of a core."""
+        beside = self.started - set(STORES)
+        if beside:
+            programs = [name for one in beside for name in SERVICES[one].programs]
+            Supervisor(Home.at(self.home)).stop(programs)
+            self.started -= beside
 
     def settings(self, role: Role) -> Settings:
         return for_role(role)

@@ -259,7 +259,7 @@ def _objects(home: Home, ports: Mapping[str, int], passwords: Mapping[str, str])
     }
     env = {
         "HOME": str(home.run("objects")),  # it reads configuration from ~/.seaweedfs
-        "GOMEMLIMIT": "200MiB",
+        "GOMEMLIMIT": "320MiB",  # less than it has in use at rest would make it collect garbage all the time
         "WEED_JWT_SIGNING_KEY": passwords["weed_signing"],
         "WEED_JWT_SIGNING_READ_KEY": passwords["weed_signing_read"],
         "WEED_JWT_FILER_SIGNING_KEY": passwords["weed_filer_signing"],

@@ -35,9 +35,12 @@ def test_the_triggerer_starts_a_run_when_enough_messages_wait_and_none_before(st
         return list(api.call("GET", f"dags/{DAG}/dagRuns", params={"order_by": "run_after"})["dag_runs"])
 
     until(lambda: DAG in {dag["dag_id"] for dag in api.call("GET", "dags", params={"limit": 200})["dags"]})
+    token = api.call("GET", f"dags/{DAG}")["file_token"]
+    api.call("PUT", f"parseDagFile/{token}")  # it may know the DAG as it was without the stream, with a cron
+    until(lambda: "*" not in api.call("GET", f"dags/{DAG}")["timetable_summary"])
     api.call("PATCH", f"dags/{DAG}", json={"is_paused": False})
     # Airflow begins to watch when it reads the file the next time, which is every five minutes
-    api.call("PUT", f"parseDagFile/{api.call('GET', f'dags/{DAG}')['file_token']}")
+    api.call("PUT", f"parseDagFile/{token}")
     try:
         its_own = probes.connect_postgres(Home.at(stack.home).ports(), Home.at(stack.home).passwords(), "airflow")
         with closing(its_own) as db, db, db.cursor() as sql:
