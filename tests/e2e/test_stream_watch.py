@@ -16,6 +16,7 @@ from infra.embedded import probes
 from infra.embedded.home import Home
 from ingestion import catalogue, pipeline
 from storage import warehouse
+from storage.errors import Problem
 from storage.stream import Stream
 
 DAG = "ingest_field_recorder"
@@ -36,11 +37,11 @@ def test_the_triggerer_starts_a_run_when_enough_messages_wait_and_none_before(st
 
     until(lambda: DAG in {dag["dag_id"] for dag in api.call("GET", "dags", params={"limit": 200})["dags"]})
     token = api.call("GET", f"dags/{DAG}")["file_token"]
-    api.call("PUT", f"parseDagFile/{token}")  # it may know the DAG as it was without the stream, with a cron
+    until(lambda: _parse(api, token))  # it may know the DAG as it was without the stream, with a cron
     until(lambda: "*" not in api.call("GET", f"dags/{DAG}")["timetable_summary"])
     api.call("PATCH", f"dags/{DAG}", json={"is_paused": False})
     # Airflow begins to watch when it reads the file the next time, which is every five minutes
-    api.call("PUT", f"parseDagFile/{token}")
+    until(lambda: _parse(api, token))
     try:
         its_own = probes.connect_postgres(Home.at(stack.home).ports(), Home.at(stack.home).passwords(), "airflow")
         with closing(its_own) as db, db, db.cursor() as sql:
@@ -63,6 +64,17 @@ def test_the_triggerer_starts_a_run_when_enough_messages_wait_and_none_before(st
         assert len(runs()) == 1
     finally:
         api.call("PATCH", f"dags/{DAG}", json={"is_paused": True})
+
+
+def _parse(api: Airflow, token: str) -> bool:
+    """Ask Airflow to read a DAG file now; False while an earlier question of this kind waits."""
+    try:
+        api.call("PUT", f"parseDagFile/{token}")
+    except Problem as refused:
+        if ": 409 " in str(refused):
+            return False
+        raise
+    return True
 
 
 def _one(sql: Any, statement: str, db: Any) -> Any:
