@@ -26,7 +26,7 @@ from typing import Any
 from psycopg2 import sql as pg
 from psycopg2.extensions import connection
 
-from storage import warehouse
+from storage import constraints, warehouse
 from storage.errors import Problem
 from storage.roles import QUIET
 from storage.settings import Settings, checkout, home
@@ -221,6 +221,12 @@ def _build(db: connection, domain: str, layer: str, settings: Settings, retry: b
             raise Problem(
                 f"dbt failed in the {layer} of {domain}:\n{told}",
                 f"Mend it and run `lyrebird transform {domain}` again; the log is {target / 'dbt.log'}",
+            )
+        lacking = constraints.missing(db, json.loads((target / "manifest.json").read_text())) if layer == "core" else []
+        if lacking:
+            raise Problem(
+                f"the contracts of core state what PostgreSQL does not hold: {'; '.join(lacking)}",
+                "Constraints come with the table: run `lyrebird warehouse rebuild`; readers keep the marts they have",
             )
         if build_shared and nodes.get("model.lyrebird.licence", {}).get("status") == "success":
             _note(db, state)

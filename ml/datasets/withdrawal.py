@@ -95,12 +95,19 @@ def mark(withdrawal: str, source: str, keys: Keys, settings: Settings) -> Affect
     return found
 
 
+# How the warehouse writes a name in a group's key: the macro `folded` of dbt_project/macros/sql/untidy.sql.
+FOLDED = r"""regexp_replace(
+    lower(normalize(regexp_replace(normalize(m.name, nfkd), '[\u0300-\u036f]', '', 'g'), nfc) collate pg_c_utf8),
+    '[^[:alnum:]]+', '', 'g')"""
+
+
 def drop_splits(source: str, members: Sequence[str], settings: Settings) -> None:
     """Forget the leakage groups that are named for these contributors or records: all of them is withdrawn."""
     with closing(warehouse.connect(settings)) as db, db, db.cursor() as sql:
         sql.execute(
-            "delete from ml.split_group where starts_with(group_key, %s) "
-            "and exists (select from unnest(%s::text[]) as m where right(group_key, length(m) + 1) = '/' || m)",
+            "delete from ml.split_group where starts_with(group_key, %s) and exists ("
+            f"select from unnest(%s::text[]) as m (name) cross join lateral (values (m.name), ({FOLDED})) as way (name) "
+            "where way.name <> '' and right(group_key, length(way.name) + 1) = '/' || way.name)",
             (f"{source}/", list(members)),
         )
 

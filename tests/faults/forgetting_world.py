@@ -71,7 +71,8 @@ def build_on(settings: Settings) -> None:
             sql.execute("insert into ml.prediction values ('birds-aviary', 1, 'v1', %s, '{}', 0.5)", (clip,))
         for who in ("Sim Aldous", "Sim Corin"):
             sql.execute(
-                "insert into ml.split_group values ('birds', %s, 'train', 'published')", (f"aviary/recordist/{who}",)
+                "insert into ml.split_group values ('birds', %s, 'train', 'published')",
+                (f"aviary/recordist/{who.replace(' ', '').lower()}",),
             )
 
 

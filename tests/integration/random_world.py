@@ -38,8 +38,10 @@ def _xeno_canto(number: int, dice: Random) -> dict[str, Any]:
 
 def _label(number: int, dice: Random) -> dict[str, Any]:
     return {
-        "file": f"f{number}.wav", "scientific_name": dice.choice((*NAMES, "")), "english_name": "", "label_set": "folder",
-        "recordist": dice.choice(("Ann", None)), "split": dice.choice(("train", None)), "licence": dice.choice(LICENCES),
+        "file": f"f{number}.wav", "scientific_name": dice.choice((*NAMES, "")), "english_name": "",
+        "label_set": "folder",
+        "recordist": dice.choice(("Ann", None)), "split": dice.choice(("train", None)),
+        "licence": dice.choice(LICENCES),
     }  # fmt: skip
 
 
@@ -50,7 +52,8 @@ def _clip(number: int, dice: Random) -> dict[str, Any]:
 
 def _detection(number: int, dice: Random) -> dict[str, Any]:
     return {
-        "detection_id": f"d{number // 2}", "revision": 1 + number % 2, "recorder": dice.choice(("north", "south", None)),
+        "detection_id": f"d{number // 2}", "revision": 1 + number % 2, "recorder": dice.choice(("north",
+        "south", None)),
         "detected_at": f"2026-05-0{dice.randint(1, 9)} 04:00:00+00", "species": dice.choice((*NAMES, "owl", None)),
         "confidence": round(dice.random(), 3), "start_s": 0.0, "end_s": 3.0, "clip_id": None, "latitude": 52.0,
         "longitude": 13.0,
@@ -69,7 +72,8 @@ def _account(number: int, dice: Random) -> dict[str, Any]:
     name = NAMES[number % len(NAMES)]
     ranks = [{"rank": "order", "name": "Ordo"}, {"rank": "family", "name": dice.choice(("Familia", "Altera"))}]
     return {
-        "species": name, "title": name.title(), "binomial": name, "authority": None, "lead": _text(dice), "sections": [],
+        "species": name, "title": name.title(), "binomial": name, "authority": None, "lead": _text(dice),
+        "sections": [],
         "conservation_status": dice.choice(("Least Concern", "Vulnerable")), "licence": "CC BY-SA 4.0", "url": "u",
         "licence_url": "l", "attribution": "a", "revision": number, "modified": "2026-01-01", "taxonomy": ranks,
     }  # fmt: skip
@@ -81,7 +85,8 @@ def _score(number: int, dice: Random, **more: Any) -> dict[str, Any]:
 
 def _mutopia(number: int, dice: Random) -> dict[str, Any]:
     told = ("instruments", "style", "opus", "metre", "lyricist", "arranger", "composed", "edition", "music_id",
-            "midi_url", "page_url", "typeset", "collections", "maintainer", "more_information", "licence_url")  # fmt: skip
+            "midi_url", "page_url", "typeset", "collections", "maintainer", "more_information",
+            "licence_url")  # fmt: skip
     return {
         "piece_id": number, "title": _text(dice), "composer": dice.choice(("J. S. Bach", "Anon.")), "updated": None,
         "licence": dice.choice(LICENCES),
@@ -126,8 +131,10 @@ def _link(number: int, dice: Random) -> dict[str, Any]:
 
 def _pair(number: int, dice: Random) -> dict[str, Any]:
     return {
-        "language": "deu", "sentence_id": number, "translation_id": number + 1, "english": _text(dice), "licence": "CC BY",
-        "translation": _text(dice), "contributor": "ann", "translator": dice.choice(("bert", "carl")), "attribution": "",
+        "language": "deu", "sentence_id": number, "translation_id": number + 1, "english": _text(dice),
+        "licence": "CC BY",
+        "translation": _text(dice), "contributor": "ann", "translator": dice.choice(("bert", "carl")),
+        "attribution": "",
     }  # fmt: skip
 
 

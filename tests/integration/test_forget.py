@@ -246,7 +246,7 @@ def test_a_recordist_is_withdrawn_from_everywhere_and_stays_away(chain: Stack) -
     assert transform(chain) == 2
     assert traces(chain, words, bodies) == []
     after = state(chain, set(theirs))
-    group = ("birds", f"aviary/recordist/{WHO}", "valid", "published")
+    group = ("birds", f"aviary/recordist/{WHO.replace(' ', '').lower()}", "valid", "published")
     assert group in before["splits"]
     before["splits"].remove(group)
     assert after == before

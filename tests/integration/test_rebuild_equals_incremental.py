@@ -147,8 +147,11 @@ def everything(dice: random.Random) -> list[Any]:
 def test_grown_equals_built_at_once(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LYREBIRD_HOME", str(built.home))
     dice = random.Random(SEED)
-    changed = [(table, [(dice.randint(0, 9), dice.random() < 0.7) for _ in range(4)], dice.randint(0, 99),
-                dice.choice(("published", "published", "late", "rejected", "replay"))) for table in sorted(MAKERS)]  # fmt: skip
+    ways = ("published", "published", "late", "rejected", "replay")
+    changed = [
+        (table, [(dice.randint(0, 9), dice.random() < 0.7) for _ in range(4)], dice.randint(0, 99), dice.choice(ways))
+        for table in sorted(MAKERS)
+    ]
     drive(built, tmp_path, [everything(dice), changed])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -120,6 +121,52 @@ def test_postgres_holds_the_constraints_of_the_manifest(world: World, built: Bui
     assert constraints(world)["note", "f"] == 1
     with pytest.raises(Exception, match="foreign key"):
         world.rows("delete from core.recording")
+
+
+def project_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str) -> None:
+    """Let the project be a copy of ours in which one thing in the properties of birds is another."""
+    monkeypatch.setenv("LYREBIRD_HOME", str(tmp_path / "home"))  # what dbt has parsed is of this project
+    mine = tmp_path / "dbt_project"
+    shutil.copytree(transform.project(), mine, ignore=shutil.ignore_patterns("target", "logs"))
+    path = mine / "models" / "core" / "birds" / "_models.yml"
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+    monkeypatch.setattr(transform, "project", lambda: mine)
+
+
+def test_a_single_model_run_by_hand_keeps_the_constraints(world: World, built: Built, tmp_path: Path) -> None:
+    before = constraints(world)
+    with closing(warehouse.connect(world.settings("transformer"))) as db:
+        for argv in (["run", "--select", "recording"], ["run", "--select", "recording", "--full-refresh"]):
+            lines, code = transform._dbt(db, tmp_path / "dbt", [*argv, "--target", "platform"],
+                                         world.settings("transformer"), print)  # fmt: skip
+            assert code == 0, lines[-10:]
+            assert constraints(world) == before == declared(built.home)
+
+
+def test_a_constraint_that_is_new_in_a_contract_is_missed_until_core_is_rebuilt(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = world.settings("transformer")
+    project_with(
+        tmp_path, monkeypatch, "expression: 'length_s >= 0'", "expression: 'length_s >= 0'\n          - type: unique"
+    )
+    world.add("aviary_recordings", [recording(0, length="0:06")], gone=[[f"sim-{number}"] for number in range(1, 24)])
+    with pytest.raises(Problem, match=r"does not hold: recording: unique \(length_s\).*warehouse rebuild"):
+        transform.build("birds", "core", settings, say=print)
+    transform.rebuild_core(settings, say=print)
+    assert constraints(world)["recording", "u"] == 2
+    assert set(transform.build("birds", "core", settings, say=print)["counts"]) <= {"success", "pass"}
+
+
+def test_a_foreign_key_that_a_dropped_parent_took_along_is_missed(world: World) -> None:
+    settings = world.settings("transformer")
+    world.rows("drop table core.genus cascade")
+    with pytest.raises(Problem, match=r"does not hold: species: foreign key \(genus_id\)"):
+        transform.build("birds", "core", settings, say=print)
+    transform.rebuild_core(settings, say=print)
+    assert set(transform.build("birds", "core", settings, say=print)["counts"]) <= {"success", "pass"}
 
 
 def test_an_incremental_build_changes_what_changed_and_removes_what_is_gone(world: World, built: Built) -> None:

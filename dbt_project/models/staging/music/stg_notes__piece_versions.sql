@@ -3,7 +3,7 @@ with pieces as (
 )
 
 select
-    _key::jsonb ->> 0 as piece_id,
+    _key as piece_id,
     source,
     {{ tidy('title') }} as title,
     {{ tidy('composer') }} as composer,
