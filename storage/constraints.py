@@ -49,7 +49,10 @@ def held(db: connection, schema: str = "core") -> Counter[Constraint]:
 
 
 def missing(db: connection, manifest: dict[str, Any]) -> list[str]:
-    """What is stated and not held, in words: ``note: foreign key (piece_id)``. Tables that are not there are left out."""
+    """What is stated and not held, in words, such as ``note: foreign key (piece_id)``.
+
+    Tables that are not there are left out.
+    """
     there = held(db)
     tables = {table for table, _, _ in there}
     lacking = stated(manifest) - there

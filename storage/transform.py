@@ -26,7 +26,7 @@ from typing import Any
 from psycopg2 import sql as pg
 from psycopg2.extensions import connection
 
-from storage import constraints, warehouse
+from storage import constraints, near_duplicates, warehouse
 from storage.errors import Problem
 from storage.roles import QUIET
 from storage.settings import Settings, checkout, home
@@ -45,28 +45,41 @@ SELECTORS = {
 SHARED = "tag:shared"
 WITHOUT_CORE = ("platform",)  # its marts read the platform's own tables, which are normalized already
 
-# A published split wins; where a source publishes a group in several, the training side is recorded, so that no row
-# that the source meant for training has to leave. Other groups get 80/10/10 by a hash: the same group, the same split.
+# A group takes the split on record of the first of its cluster that was seen. Else a published split wins; where a
+# source publishes a cluster in several, the training side is recorded, so that no row that the source meant for
+# training has to leave. Other clusters get 80/10/10 by a hash: the same cluster, the same split.
 ASSIGN = """
-insert into ml.split_group (domain, group_key, split, origin)
-select
-    domain,
-    group_key,
-    coalesce(published, case when bucket < 80 then 'train' when bucket < 90 then 'valid' else 'test' end),
-    case when published is null then 'assigned' else 'published' end
-from (
+with seen as (
+    select distinct domain, group_key, cluster_key from {view}
+),
+recorded as (
+    select distinct on (seen.cluster_key) seen.cluster_key, known.split, known.origin
+    from seen join ml.split_group as known using (domain, group_key)
+    order by seen.cluster_key, known.recorded_at, known.group_key
+),
+published as (
     select
-        domain,
-        group_key,
+        cluster_key,
         case
             when bool_or(published_split = 'train') then 'train'
             when bool_or(published_split = 'valid') then 'valid'
             when bool_or(published_split = 'test') then 'test'
-        end as published,
-        ('x' || substr(md5('lyrebird/' || domain || '/' || group_key), 1, 8))::bit(32)::bigint % 100 as bucket
+        end as split,
+        ('x' || substr(md5('lyrebird/' || domain || '/' || cluster_key), 1, 8))::bit(32)::bigint % 100 as bucket
     from {view}
-    group by domain, group_key
-) as seen
+    group by domain, cluster_key
+)
+insert into ml.split_group (domain, group_key, split, origin)
+select
+    seen.domain,
+    seen.group_key,
+    coalesce(
+        recorded.split,
+        published.split,
+        case when bucket < 80 then 'train' when bucket < 90 then 'valid' else 'test' end
+    ),
+    coalesce(recorded.origin, case when published.split is null then 'assigned' else 'published' end)
+from seen join published using (cluster_key) left join recorded using (cluster_key)
 on conflict (domain, group_key) do nothing
 returning split, origin
 """
@@ -112,6 +125,8 @@ def assign_splits(domain: str, settings: Settings) -> dict[str, int]:
     """
     if known(domain) in WITHOUT_CORE:
         return {}
+    if domain == "text":
+        near_duplicates.cluster(settings)
     view = pg.Identifier("staging", f"int_{domain}_groups")
     with closing(warehouse.connect(settings)) as db, db, db.cursor() as sql:
         sql.execute(pg.SQL(ASSIGN).format(view=view))

@@ -62,13 +62,14 @@ class Layout:
     """How a mart becomes shards. The first column is the key.
 
     ``totals`` and ``counts`` are the statistics: a sum over a split, and rows by value; SQL over the mart's columns.
-    ``batch`` rows are in memory at a time, for each split.
+    ``group`` names the leakage group. ``batch`` rows are in memory at a time, for each split.
     """
 
     domain: str
     columns: dict[str, str]
     totals: dict[str, str]
     counts: dict[str, str]
+    group: str = "group_key"
     batch: int = 2_000
 
     @property
@@ -132,11 +133,13 @@ LAYOUTS = {
             "source_text": "string",
             "target_text": "string",
             "group_key": "string",
+            "cluster_key": "string",
             "split": "string",
             "licence": "string",
         },
         {"source_words": "source_words"},
         {"corpus": "corpus"},
+        group="cluster_key",
     ),
 }
 
@@ -381,7 +384,7 @@ def _facts(db: connection, layout: Layout, mart: str, condition: str) -> dict[st
         by_split = {
             row.pop("split"): row
             for row in select(
-                f"select split, count(*) as rows, count(distinct group_key) as groups{totals} "
+                f"select split, count(*) as rows, count(distinct {layout.group}) as groups{totals} "
                 f"from {chosen} group by split"
             )
         }
@@ -404,9 +407,9 @@ def _facts(db: connection, layout: Layout, mart: str, condition: str) -> dict[st
             f"from {chosen} group by 1 order by 1"
         )
         overlap = select(
-            "select split, count(distinct group_key) as groups, count(*) as rows from ("
-            f"select split, group_key, min(split) over (partition by group_key) as first, "
-            f"max(split) over (partition by group_key) as last from {chosen}) as each "
+            "select split, count(distinct leakage) as groups, count(*) as rows from ("
+            f"select split, {layout.group} as leakage, min(split) over (partition by {layout.group}) as first, "
+            f"max(split) over (partition by {layout.group}) as last from {chosen}) as each "
             "where first <> last group by split"
         )
         loads = select(

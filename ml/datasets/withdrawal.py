@@ -106,7 +106,8 @@ def drop_splits(source: str, members: Sequence[str], settings: Settings) -> None
     with closing(warehouse.connect(settings)) as db, db, db.cursor() as sql:
         sql.execute(
             "delete from ml.split_group where starts_with(group_key, %s) and exists ("
-            f"select from unnest(%s::text[]) as m (name) cross join lateral (values (m.name), ({FOLDED})) as way (name) "
+            "select from unnest(%s::text[]) as m (name) "
+            f"cross join lateral (values (m.name), ({FOLDED})) as way (name) "
             "where way.name <> '' and right(group_key, length(way.name) + 1) = '/' || way.name)",
             (f"{source}/", list(members)),
         )

@@ -29,7 +29,7 @@ MARTS = {
     ),
     "mart_translation_training_pairs": (
         "pair_id text, corpus text, source_language text, target_language text, source_text text, target_text text, "
-        "source_words integer, group_key text, split text, split_origin text, licence text"
+        "source_words integer, group_key text, cluster_key text, split text, split_origin text, licence text"
     ),
     "dim_corpus": "corpus_id text, source text, name text",
 }

@@ -156,7 +156,7 @@ def test_large_splits_become_several_shards(stack: Stack, tmp_path: Path, monkey
 def test_groups_over_splits_are_counted(stack: Stack) -> None:
     rows = world.pairs(1_500)
     for row in rows[:3]:
-        row["group_key"] = "shared"
+        row["cluster_key"] = "shared"
     rows[0]["split"], rows[1]["split"], rows[2]["split"] = "train", "train", "valid"
     world.publish(stack, "mart_translation_training_pairs", rows)
     manifest = world.manifest_in_store(stack, freeze.freeze("translation-en-ru", stack.settings("trainer")).uri)

@@ -12,20 +12,22 @@
     training row that goes. One overlap is left: a source that publishes both the training row and the held-out row
     has decided so itself (its scores are only comparable on its own rows); the frozen version counts that overlap.
 
-    Expects a query with the columns source, group_key, published_split, recorded_split, split and eligible.
+    group: the column that names the leakage group
+
+    Expects a query with that column and source, published_split, recorded_split, split and eligible.
 -#}
-{% macro bridges_splits() -%}
+{% macro bridges_splits(group='group_key') -%}
     split = 'train' and eligible and case
         when published_split is null
-            then count(*) filter (where eligible and split != 'train') over (partition by group_key) > 0
+            then count(*) filter (where eligible and split != 'train') over (partition by {{ group }}) > 0
         else
-            count(*) filter (where eligible and split != 'train') over (partition by group_key)
+            count(*) filter (where eligible and split != 'train') over (partition by {{ group }})
             > count(*) filter (where eligible and split != 'train' and published_split is not null)
-                over (partition by group_key, source)
+                over (partition by {{ group }}, source)
             or (
                 recorded_split != 'train'
                 and count(*) filter (where eligible and split != 'train' and published_split is not null)
-                    over (partition by group_key, source) = 0
+                    over (partition by {{ group }}, source) = 0
             )
     end
 {%- endmacro %}

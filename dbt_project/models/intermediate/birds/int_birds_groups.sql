@@ -4,6 +4,7 @@
 select
     'birds' as domain,
     group_key,
+    group_key as cluster_key,
     published_split
 from {{ ref('int_birds_recordings') }}
 where is_labelled

@@ -4,5 +4,6 @@
 select
     'music' as domain,
     group_key,
+    group_key as cluster_key,
     published_split
 from {{ ref('int_music_pieces') }}

@@ -6,6 +6,7 @@ with pairs as (
         pairs.pair_id,
         pairs.source,
         pairs.group_key,
+        coalesce(near.cluster_key, pairs.group_key) as cluster_key,
         pairs.published_split,
         groups.split as recorded_split,
         {{ resolved_split('pairs.published_split', 'groups.split') }} as split,
@@ -16,6 +17,7 @@ with pairs as (
             end
         ) as ineligible_because
     from {{ ref('int_text_pairs') }} as pairs
+    left join {{ source('ml', 'near_duplicate') }} as near on pairs.group_key = near.group_key
     left join {{ source('ml', 'split_group') }} as groups
         on groups.domain = 'text' and pairs.group_key = groups.group_key
 ),
@@ -30,7 +32,8 @@ judged as (
 select
     pair_id,
     group_key,
+    cluster_key,
     split,
     case when published_split is null then 'assigned' else 'published' end as split_origin,
-    coalesce(ineligible_because, case when {{ bridges_splits() }} then 'bridges_splits' end) as excluded_because
+    coalesce(ineligible_because, case when {{ bridges_splits('cluster_key') }} then 'bridges_splits' end) as excluded_because
 from judged

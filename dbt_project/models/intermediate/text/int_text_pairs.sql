@@ -164,6 +164,7 @@ select
     {{ surrogate_key(['target_language', 'target_text']) }} as target_sentence_id,
     source_words,
     target_words,
+    normalised_source,
     md5(coalesce(nullif(normalised_source, ''), source_text)) as group_key,
     published_split,
     source_contributor,

@@ -4,7 +4,7 @@ select
     target_language,
     split,
     count(*) as pairs,
-    count(distinct group_key) as leakage_groups,
+    count(distinct cluster_key) as leakage_groups,
     sum(source_words)::bigint as source_words,
     percentile_cont(0.5) within group (order by source_words) as median_source_words,
     percentile_cont(0.95) within group (order by source_words) as p95_source_words,

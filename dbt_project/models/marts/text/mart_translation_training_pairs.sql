@@ -8,6 +8,7 @@ select
     targets.text as target_text,
     sources.words as source_words,
     candidates.group_key,
+    candidates.cluster_key,
     candidates.split,
     candidates.split_origin,
     links.licence_code as licence
