@@ -3,8 +3,9 @@
 ``said`` are answers of its own making to commands; ``listing`` is one to LIST and MLSD, and ``endless`` sends files and
 listings for ever, in small pieces with a ``pause`` between.
 
-By default (``faulty``) the first transfer of every file ends in its middle, and the server calls it complete all the same
-(226, RFC 959); every other time the connection for commands is lost besides. ``at_cut`` is then called with its path.
+By default (``faulty``) the first transfer of every file ends in its middle, and the server calls it complete all the
+same (226, RFC 959); every other time the connection for commands is lost besides. ``at_cut`` is then called with its
+path.
 """
 
 from __future__ import annotations

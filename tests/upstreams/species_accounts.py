@@ -8,7 +8,8 @@ with the licence that its pages have named since 2023, CC BY-SA 4.0; headings in
 and in ``span.mw-headline`` before. Read November 2026. An article that is not there is answered with 404; a title that
 redirects is answered with the other article and ``mw-redirectedfrom``.
 
-Articles are made up; some boxes lack the status or who named the species. The last part of each is a comment that differs with every answer, as on Wikipedia.
+Articles are made up; some boxes lack the status or who named the species. The last
+part of each is a comment that differs with every answer, as on Wikipedia.
 """
 
 from __future__ import annotations
