@@ -11,13 +11,14 @@ from storage.errors import Problem
 
 @dataclass(frozen=True)
 class ModelConfig:
-    kind: str = "transformer"
-    vocabulary: int = 2000  # subwords at most, both languages together
+    kind: str = "transformer"  # or recurrent
+    vocabulary: int = 2000  # subwords at most, all languages together
+    sampling: float = 0.0  # alpha of subword regularization (Kudo 2018), 1 = as likely as the cut is; 0 = none
     width: int = 192  # of the embeddings and between the layers
-    heads: int = 4
+    heads: int = 4  # of the transformer
     encoder_layers: int = 2
     decoder_layers: int = 2
-    inner: int = 512  # width inside the feed-forward layers
+    inner: int = 512  # width inside the transformer's feed-forward layers
     dropout: float = 0.1
     label_smoothing: float = 0.1
     longest: int = 128  # numbers on a side: longer pairs are not trained on, longer lines are translated in parts
@@ -65,8 +66,11 @@ class Translation(Protocol):
     def __call__(self, source: Tensor, target: Tensor) -> Tensor:
         """(batch, S), (batch, T) -> what the decoder has in mind before each next number, (batch, T, width)."""
 
+    def output(self) -> Tensor:
+        """The output layer's weights, (vocabulary, width)."""
+
     def logits(self, hidden: Tensor) -> Tensor:
-        """(..., width) -> (..., vocabulary)."""
+        """(..., width) -> (..., vocabulary): the products with those weights."""
 
     def start(self, source: Tensor, beam: int) -> Any:
         """Encode (sentences, S) and return the State before the first number."""
@@ -80,9 +84,10 @@ class Translation(Protocol):
 
 def build(config: ModelConfig, vocabulary: int) -> nn.Module:
     """A model of the kind that the settings name, with random weights."""
+    from ml.translation.recurrent import Recurrent
     from ml.translation.transformer import Transformer
 
-    kinds = {"transformer": Transformer}
+    kinds: dict[str, type[nn.Module]] = {"transformer": Transformer, "recurrent": Recurrent}
     if config.kind not in kinds:
         raise Problem(f"There is no translation model of kind {config.kind!r}", f"The kinds are {', '.join(kinds)}")
     return kinds[config.kind](config, vocabulary)

@@ -59,8 +59,9 @@ def beam_search(
 ) -> list[list[Hypothesis]]:
     """The best finished hypotheses of each sentence, best first, at most `beam`. Source (B, S).
 
-    A score is the log probability over ((5 + length) / 6) ** length_penalty (Wu et al. 2016, formula 14). A sentence is
-    done when `beam` hypotheses of it have ended; one that reaches `most` numbers ends there.
+    A score is the log probability over length ** length_penalty, the end mark counted in, as CTranslate2 and Hugging
+    Face have it. A sentence is done when `beam` hypotheses of it have ended; one that reaches `most` numbers ends
+    there.
     """
     count, device = source.shape[0], source.device
     state = model.start(source, beam)
@@ -73,7 +74,7 @@ def beam_search(
     length = 0
     while alive:
         length += 1
-        normal = ((5 + length) / 6) ** length_penalty
+        normal = length**length_penalty
         total = scores[:, :, None] + _log_probabilities(model.step(tokens, state), banned)
         vocabulary = total.shape[-1]
         # Of 2 * beam candidates at most `beam` end (one from each hypothesis), so at least `beam` go on.

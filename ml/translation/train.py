@@ -5,7 +5,7 @@
 The run folder then holds all that is needed to translate, and what a person wants to see about the run.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -22,6 +22,7 @@ from ml.training.trainer import fit, load_weights, move, prepare
 from ml.translation import subwords as vocabulary
 from ml.translation.data import Encoded, Pairs, encode, read
 from ml.translation.evaluate import Scored, copy_baseline, sentence_scores, translate_and_score
+from ml.translation.loss import cross_entropy
 from ml.translation.model import PRESETS, ModelConfig, Translation, build
 from ml.translation.subwords import PAD, Subwords
 from ml.translation.translate import Translator
@@ -31,40 +32,50 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class TranslationTask:
-    """What the trainer asks: batches of pairs, the smoothed loss to train on, the plain loss to judge by."""
+WAYS = 8  # of cutting the texts, when they are cut by chance
+Item = tuple[int, list[int]]  # a way of cutting the texts, and pairs
 
-    def __init__(self, model: nn.Module, train: Encoded, valid: Encoded, tokens: int, smoothing: float) -> None:
+
+class TranslationTask:
+    """What the trainer asks: batches of pairs, the smoothed loss to train on, the plain loss to judge by.
+
+    `train` holds the same pairs cut in several ways, which take turns; or in one.
+    """
+
+    def __init__(
+        self, model: nn.Module, train: Sequence[Encoded], valid: Encoded, tokens: int, smoothing: float
+    ) -> None:
         self.model = model
         self._train, self._valid, self._tokens, self._smoothing = train, valid, tokens, smoothing
 
-    def train_batches(self, epoch: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        return self._train.batches(self._tokens, np.random.default_rng((seed, epoch)))
+    def plan(self, epoch: int, seed: int) -> list[Item]:
+        cut = epoch % len(self._train)
+        return [(cut, rows) for rows in self._train[cut].plan(self._tokens, np.random.default_rng((seed, epoch)))]
+
+    def batch(self, item: Item) -> tuple[Tensor, Tensor]:
+        cut, rows = item
+        return self._train[cut].batch(rows)
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        logits, wanted = self._predict(batch)
-        return nn.functional.cross_entropy(logits, wanted, label_smoothing=self._smoothing)
+        return self._loss(batch, self._smoothing)
 
     def valid_loss(self) -> float:
         """Negative log likelihood of a target number, in nats, the mean over the split."""
         device, total, count = next(self.model.parameters()).device, 0.0, 0
-        for batch in self._valid.batches(self._tokens):
-            logits, wanted = self._predict(move(batch, device))
-            total += nn.functional.cross_entropy(logits.float(), wanted, reduction="sum").item()
-            count += wanted.numel()
+        for rows in self._valid.plan(self._tokens):
+            batch = self._valid.batch(rows)
+            total += self._loss(move(batch, device), 0.0).item() * self.size(batch)
+            count += self.size(batch)
         return total / count
 
     def size(self, batch: tuple[Tensor, Tensor]) -> int:
         """Target numbers to predict in a batch."""
         return int((batch[1][:, 1:] != PAD).sum())
 
-    def _predict(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Logits (N, vocabulary) and wanted numbers (N,) of the N positions that are not padding."""
+    def _loss(self, batch: tuple[Tensor, Tensor], smoothing: float) -> Tensor:
         source, target = batch
-        wanted = target[:, 1:]
-        filled = wanted != PAD  # the output layer is the widest: it is spared the padding
         model = cast(Translation, self.model)
-        return model.logits(model(source, target[:, :-1])[filled]), wanted[filled]
+        return cross_entropy(self.model(source, target[:, :-1]), model.output(), target[:, 1:], smoothing)
 
 
 def train(request: Request[ModelConfig]) -> None:
@@ -81,23 +92,24 @@ def train(request: Request[ModelConfig]) -> None:
     settle(run, settings, request.resume)
 
     subwords = _vocabulary(run, pairs, config.vocabulary)
-    longest = config.longest
-    encoded, valid = encode(pairs, subwords, longest), encode(valid_pairs, subwords, longest)
+    longest, seed = config.longest, request.train.seed
+    encoded = [
+        encode(pairs, subwords, longest, config.sampling, 1000 * seed + 2 * way)
+        for way in range(WAYS if config.sampling else 1)
+    ]
+    valid = encode(valid_pairs, subwords, longest)
     model = build(config, subwords.size)
     languages = sorted(set(version.table("train", ["source_language"]).column(0).to_pylist()))
     about = {
         "family": "translation", "model": asdict(config), "vocabulary": subwords.size,
         "languages": {"source": languages, "target": subwords.languages},
         "parameters": sum(p.numel() for p in model.parameters()), "dataset": version.describe(), "code": code(),
-        "left_out": len(pairs.units) - len(encoded.sources),
+        "left_out": len(pairs.units) - len(encoded[0].sources),
     }  # fmt: skip
     write_json(run / "model.json", about)
-    fit(
-        TranslationTask(model, encoded, valid, request.train.batch, config.label_smoothing),
-        request.train,
-        run,
-        request.resume,
-    )
+    task = TranslationTask(model, encoded, valid, request.train.batch, config.label_smoothing)
+    if not fit(task, request.train, run, request.resume):
+        return
 
     load_weights(model, run)
     translator = Translator(model.to(device), subwords, config)

@@ -23,7 +23,7 @@ from ml.translation.search import beam_search, greedy, limits
 from ml.translation.subwords import PAD, Subwords, clean
 from storage.errors import Problem
 
-_CELLS = 4000  # source numbers times hypotheses decoded together
+_CELLS = {"cpu": 4_000, "cuda": 100_000}  # source numbers times hypotheses decoded together
 _CHARACTERS = 16  # no piece of the vocabulary has more characters than this (sentencepiece's default)
 _SENTENCE_END = re.compile(r"(?<=[.!?…。])\s+")
 
@@ -49,7 +49,8 @@ class Translator:
         sources = self.subwords.encode_source([part for _, part in parts], [language] * len(parts))
         out: list[list[str]] = [[] for _ in lines]
         texts = [""] * len(parts)
-        for group in _groups(sources, beam):
+        cells = _CELLS.get(next(self.model.parameters()).device.type, 4_000)
+        for group in _groups(sources, beam, cells):
             for i, text in zip(group, self._decode([sources[i] for i in group], beam), strict=True):
                 texts[i] = text
         for (line, _), text in zip(parts, texts, strict=True):
@@ -142,11 +143,11 @@ def _largest(most: int, fits: Callable[[int], bool]) -> int:
     return low
 
 
-def _groups(sources: list[list[int]], beam: int) -> Iterator[list[int]]:
+def _groups(sources: list[list[int]], beam: int, cells: int) -> Iterator[list[int]]:
     """Numbers of sources to decode together, alike in length and not too many at once."""
     group: list[int] = []
     for i in sorted(range(len(sources)), key=lambda i: len(sources[i])):
-        if group and len(sources[i]) * (len(group) + 1) * beam > _CELLS:
+        if group and len(sources[i]) * (len(group) + 1) * beam > cells:
             yield group
             group = []
         group.append(i)

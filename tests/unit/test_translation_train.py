@@ -228,13 +228,14 @@ def test_batches_hold_every_pair_once_and_are_not_too_large() -> None:
         source.append(100 + i)
     encoded = Encoded([s for s, _ in pairs], [t for _, t in pairs])
     seen: list[int] = []
-    for source, target in encoded.batches(200, np.random.default_rng(0)):
+    for source, target in map(encoded.batch, encoded.plan(200, np.random.default_rng(0))):
         assert max(source.numel(), target.numel()) <= 200
         seen += source[source >= 100].tolist()
     assert sorted(seen) == list(range(100, 400))
 
     def order(seed: int) -> list[list[int]]:
-        return [s.flatten().tolist() for s, _ in encoded.batches(200, np.random.default_rng(seed))]
+        rows = encoded.plan(200, np.random.default_rng(seed))
+        return [s.flatten().tolist() for s, _ in map(encoded.batch, rows)]
 
     assert order(1) == order(1) != order(2)
 
