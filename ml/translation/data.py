@@ -84,7 +84,7 @@ def encode(
     return Encoded([s for s, _ in both], [t for _, t in both])
 
 
-def pad(rows: list[list[int]]) -> Tensor:
+def pad(rows: Sequence[list[int]]) -> Tensor:
     """Rows of numbers as int64 of shape (rows, longest), padded on the right."""
     out = np.full((len(rows), max(len(row) for row in rows)), PAD, dtype=np.int64)
     for i, row in enumerate(rows):

@@ -28,14 +28,16 @@ def limits(source: Tensor, pad: int) -> list[int]:
 
 
 @torch.no_grad()
-def greedy(model: Translation, source: Tensor, most: Sequence[int], banned: Sequence[int]) -> list[Hypothesis]:
-    """The likeliest number at each step, until the end mark or `most` numbers. Source (B, S)."""
+def greedy(
+    model: Translation, source: Tensor, most: Sequence[int], banned: Sequence[int], *, length_penalty: float
+) -> list[Hypothesis]:
+    """The likeliest number at each step, until the end mark or `most` numbers. Source (B, S); scores as of a beam."""
     state = model.start(source, 1)
     count = source.shape[0]
     tokens = torch.full((count, 1), BOS, device=source.device)
     alive = list(range(count))
     chosen: list[list[int]] = [[] for _ in range(count)]
-    scores = [0.0] * count
+    scores, lengths = [0.0] * count, [0] * count
     while alive:
         best, token = _log_probabilities(model.step(tokens, state), banned).max(dim=-1)
         rows = []
@@ -43,6 +45,7 @@ def greedy(model: Translation, source: Tensor, most: Sequence[int], banned: Sequ
             zip(alive, token[:, 0].tolist(), best[:, 0].tolist(), strict=True)
         ):
             scores[sentence] += score
+            lengths[sentence] += 1
             if number != EOS:
                 chosen[sentence].append(number)
                 if len(chosen[sentence]) < most[sentence]:
@@ -50,7 +53,10 @@ def greedy(model: Translation, source: Tensor, most: Sequence[int], banned: Sequ
         if len(rows) < len(alive) and rows:
             state.keep(torch.tensor(rows, device=source.device))
         tokens, alive = token[rows], [alive[row] for row in rows]
-    return [Hypothesis(tokens, score) for tokens, score in zip(chosen, scores, strict=True)]
+    return [
+        Hypothesis(tokens, score / length**length_penalty)
+        for tokens, score, length in zip(chosen, scores, lengths, strict=True)
+    ]
 
 
 @torch.no_grad()

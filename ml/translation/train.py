@@ -17,11 +17,11 @@ from ml.datasets.read import Version
 from ml.training import report
 from ml.training.config import Request, command, parse, settle
 from ml.training.evaluation import metric, write_scores
-from ml.training.files import code, write_json
+from ml.training.files import code, write, write_json
 from ml.training.trainer import fit, load_weights, move, prepare
 from ml.translation import subwords as vocabulary
 from ml.translation.data import Encoded, Pairs, encode, read
-from ml.translation.evaluate import Scored, copy_baseline, sentence_scores, translate_and_score
+from ml.translation.evaluate import Scored, by_length, copy_baseline, sentence_scores, translate_and_score
 from ml.translation.loss import cross_entropy
 from ml.translation.model import PRESETS, ModelConfig, Translation, build
 from ml.translation.subwords import PAD, Subwords
@@ -147,6 +147,12 @@ def _sections(translator: Translator, scored: Scored, shown: int = 10) -> list[t
             for name, part in (("best", order[:shown]), ("worst", order[: -shown - 1 : -1])) for i in part]  # fmt: skip
     return [
         ("Attention", attention_figure(translator, pairs.sources[chosen], pairs.languages[chosen])),
+        (
+            "Scores by length",
+            report.table(
+                ["Source words", "Rows", "BLEU", "chrF"], by_length(scored), "In brackets the 95 % bootstrap interval"
+            ),
+        ),
         ("Best and worst", report.table(["", "Line", "Pair", "chrF", "Words"], rows, "Lines of the valid split")),
     ]
 
@@ -162,6 +168,19 @@ def draw_attention(translator: Translator, source: str, to: str | None = None) -
     ax.set_ylabel("translation")
     peaks = ", ".join(f"{down[t]} at {across[int(matrix[t].argmax())]}" for t in range(len(down)))
     return fig, f"Attention from translation to source. Each piece looks most: {peaks}"
+
+
+def save_attention(translator: Translator, source: str, path: Path, to: str | None = None) -> str:
+    """Write the attention matrix of one sentence to `path` as PNG and beside it as JSON; gives it in words.
+
+    The JSON is {"source": pieces, "target": pieces, "weights": a row for each target piece, which adds up to 1}.
+    """
+    across, down, matrix = translator.attention(source, to=to)
+    weights = [[round(float(weight), 6) for weight in row] for row in matrix]
+    write_json(path.with_suffix(".json"), {"source": across, "target": down, "weights": weights})
+    fig, words = draw_attention(translator, source, to)
+    write(path, lambda temporary: fig.savefig(temporary, format="png", bbox_inches="tight"))
+    return words
 
 
 def attention_figure(translator: Translator, source: str, to: str) -> str:

@@ -140,6 +140,9 @@ class Transformer(nn.Module):
         with torch.no_grad():
             self.embedding.weight[PAD].zero_()
 
+    def encoder_layers(self) -> Iterator[EncoderLayer]:
+        return cast(Iterator[EncoderLayer], iter(self.encoder))
+
     def decoder_layers(self) -> Iterator[DecoderLayer]:
         return cast(Iterator[DecoderLayer], iter(self.decoder))
 
@@ -152,7 +155,7 @@ class Transformer(nn.Module):
         """(B, S) -> what the encoder says (B, S, W) and where there is something (B, 1, 1, S)."""
         mask = (source != PAD)[:, None, None, :]
         x = self.embed(source)
-        for layer in self.encoder:
+        for layer in self.encoder_layers():
             x = layer(x, mask)
         return self.norm_encoder(x), mask
 
