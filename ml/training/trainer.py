@@ -229,10 +229,10 @@ class _Step(nn.Module):
         self.model = task.model
         self._task, self._device = task, device
         good_at_it = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        self._bf16 = precision == "bf16" or (precision == "auto" and good_at_it)
+        self.precision = "bf16" if precision == "bf16" or (precision == "auto" and good_at_it) else "fp32"
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16)
+        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
     def forward(self, batch: Batch) -> Tensor:
         with self.autocast():
@@ -274,8 +274,9 @@ def fit(task: Task, config: TrainConfig, run: Path, resume: bool = False) -> boo
     events = _Events(run / "events.jsonl" if leads else Path(os.devnull), keep_until=state.step)
     shown = _Progress(config.steps, state.step, silent=not leads)
     model.train()
+    step = _Step(task, device, config.precision)
     try:
-        _loop(_Run(task, config, device, state, optimizer, events, shown, checkpoint if leads else None))
+        _loop(_Run(task, config, device, state, optimizer, events, shown, checkpoint if leads else None), step)
     except _NotANumberError as error:
         events.write(event="failed", step=error.step, reason=str(error))
         raise Problem(
@@ -303,15 +304,14 @@ def fit(task: Task, config: TrainConfig, run: Path, resume: bool = False) -> boo
     events.write(
         event="end", step=state.step, best_step=state.best_step, best=state.best, seconds=round(state.seconds, 3),
         units=state.units, peak_mb=_peak_mb(device), device=_name(device), threads=config.threads,
-        processes=processes.count(),
+        processes=processes.count(), precision=step.precision,
     )  # fmt: skip
     processes.leave()
     return leads
 
 
-def _loop(run: _Run) -> None:
+def _loop(run: _Run, plain: _Step) -> None:
     config, state = run.config, run.state
-    plain = _Step(run.task, run.device, config.precision)
     step: nn.Module = torch.compile(plain, dynamic=True) if config.compile else plain  # type: ignore[assignment]
     if processes.count() > 1:
         step = DistributedDataParallel(step)

@@ -4,11 +4,12 @@
     translator = served(load(run), folder)     # the same Translator, with another search
 
 The weights are the same numbers in another file, and the search is the same: a test compares the translations and their
-scores. Ours stays the reference. Only a limit differs: CTranslate2 stops a batch, not a sentence, at the most numbers.
+scores. Ours stays the reference. Only a limit differs: CTranslate2 stops a group of sentences, not each, at the most
+numbers.
 """
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from ml.translation.search import Hypothesis
 from ml.translation.subwords import BOS, EOS, UNKNOWN
 from ml.translation.transformer import Attention, DecoderLayer, Transformer, positions
-from ml.translation.translate import Translator
+from ml.translation.translate import Sources, Translator
 from storage.errors import Problem
 
 _MARKS = {UNKNOWN: "<unk>", BOS: "<s>", EOS: "</s>"}
@@ -64,40 +65,47 @@ def export(translator: Translator, folder: Path) -> None:
 
 
 def served(translator: Translator, folder: Path, threads: int = 2) -> Translator:
-    """The translator with CTranslate2's search over what `export` wrote to `folder`."""
+    """The translator with CTranslate2's search over what `export` wrote to `folder`; each thread decodes a group."""
     import ctranslate2
 
     try:
-        engine = ctranslate2.Translator(str(folder), device="cpu", inter_threads=1, intra_threads=threads)
+        engine = ctranslate2.Translator(str(folder), device="cpu", inter_threads=threads, intra_threads=1)
     except RuntimeError as error:
         raise Problem(
             f"{folder} holds no model that CTranslate2 can read ({error})", "Export the model again"
         ) from error
-    return replace(translator, search=_Search(engine, translator))
+    names = _names(translator.subwords.size)
+    banned = [[names[number]] for number in translator.subwords.banned]
+    return replace(translator, search=_Search(engine, names, banned, translator.config.length_penalty))
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Search:
-    engine: Any
-    translator: Translator
+    """As `Translator.search`."""
 
-    def __call__(self, sources: Sequence[list[int]], beam: int) -> list[list[Hypothesis]]:
-        """As `beam_search`: the best hypotheses of each source, best first."""
-        subwords = self.translator.subwords
-        names = _names(subwords.size)
-        results = self.engine.translate_batch(
-            [[names[number] for number in source] for source in sources],
-            beam_size=beam, num_hypotheses=beam, length_penalty=self.translator.config.length_penalty,
-            suppress_sequences=[[names[number]] for number in subwords.banned], return_scores=True,
-            max_decoding_length=2 * max(map(len, sources)) + 10, min_decoding_length=0, max_input_length=0,
-        )  # fmt: skip
-        return [
-            [
-                Hypothesis([int(name) for name in tokens], score)
-                for tokens, score in zip(result.hypotheses, result.scores, strict=True)
+    engine: Any
+    names: list[str]
+    banned: list[list[str]]
+    length_penalty: float
+
+    def __call__(self, groups: Sequence[Sources], beam: int) -> Iterator[list[list[Hypothesis]]]:
+        begun = [
+            self.engine.translate_batch(
+                [[self.names[number] for number in source] for source in sources], asynchronous=True, beam_size=beam,
+                num_hypotheses=beam, length_penalty=self.length_penalty, suppress_sequences=self.banned,
+                return_scores=True, max_decoding_length=2 * max(map(len, sources)) + 10, min_decoding_length=0,
+                max_input_length=0,
+            )
+            for sources in groups
+        ]  # fmt: skip
+        for results in begun:
+            yield [
+                [
+                    Hypothesis([int(name) for name in tokens], score)
+                    for tokens, score in zip(result.hypotheses, result.scores, strict=True)
+                ]
+                for result in (waiting.result() for waiting in results)
             ]
-            for result in results
-        ]
 
 
 def _names(size: int) -> list[str]:

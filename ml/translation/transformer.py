@@ -161,7 +161,10 @@ class Transformer(nn.Module):
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         """(B, S), (B, T) -> (B, T, W). Padding of the target needs no mask: it lies behind all that looks back."""
-        memory, mask = self.encode(source)
+        return self.decode(target, *self.encode(source))
+
+    def decode(self, target: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
+        """(B, T) and what `encode` gave -> (B, T, W), all positions at once."""
         x = self.embed(target)
         for layer in self.decoder_layers():
             x = layer(x, layer.cross_attention.remember(memory), mask)

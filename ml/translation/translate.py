@@ -28,10 +28,16 @@ _CHARACTERS = 16  # no piece of the vocabulary has more characters than this (se
 _SENTENCE_END = re.compile(r"(?<=[.!?…。])\s+")
 
 
-class Search(Protocol):
-    """The best hypotheses of each source, best first: what decodes, ours or CTranslate2's."""
+Sources = list[list[int]]
 
-    def __call__(self, sources: Sequence[list[int]], beam: int) -> list[list[Hypothesis]]: ...
+
+class Search(Protocol):
+    """What decodes, ours or CTranslate2's: the best hypotheses of each source, best first.
+
+    Sources come in groups to decode together, and go out in the same ones.
+    """
+
+    def __call__(self, groups: Sequence[Sources], beam: int) -> Iterator[list[list[Hypothesis]]]: ...
 
 
 @dataclass(frozen=True)
@@ -77,10 +83,10 @@ class Translator:
         parts = [(i, part) for i, line in enumerate(lines) for part in self._parts(clean(line))]
         sources = self.subwords.encode_source([part for _, part in parts], [language] * len(parts))
         found: list[list[Hypothesis]] = [[] for _ in parts]
-        cells = _CELLS.get(next(self.model.parameters()).device.type, 4_000)
-        search = self.search or self._search
-        for group in _groups(sources, beam, cells):
-            for i, hypotheses in zip(group, search([sources[i] for i in group], beam), strict=True):
+        groups = list(_groups(sources, beam, _CELLS.get(next(self.model.parameters()).device.type, 4_000)))
+        decoded = (self.search or self._search)([[sources[i] for i in group] for group in groups], beam)
+        for group, each in zip(groups, decoded, strict=True):
+            for i, hypotheses in zip(group, each, strict=True):
                 found[i] = hypotheses[:best]
         of_lines: list[list[list[Hypothesis]]] = [[] for _ in lines]
         for (line, _), hypotheses in zip(parts, found, strict=True):
@@ -108,13 +114,15 @@ class Translator:
         # Row t is what the decoder looked at when it wrote target number t + 1: the beginning mark is not shown.
         return self.subwords.names(sources[0]), self.subwords.names(targets[0][1:]), matrix.float().cpu().numpy()
 
-    def _search(self, sources: Sequence[list[int]], beam: int) -> list[list[Hypothesis]]:
-        source = pad(sources).to(next(self.model.parameters()).device)
-        model, most, banned = cast(Translation, self.model), limits(source, PAD), self.subwords.banned
-        penalty = self.config.length_penalty
-        if beam == 1:
-            return [[one] for one in greedy(model, source, most, banned, length_penalty=penalty)]
-        return beam_search(model, source, most, banned, beam=beam, length_penalty=penalty)
+    def _search(self, groups: Sequence[Sources], beam: int) -> Iterator[list[list[Hypothesis]]]:
+        model, banned, penalty = cast(Translation, self.model), self.subwords.banned, self.config.length_penalty
+        for sources in groups:
+            source = pad(sources).to(next(self.model.parameters()).device)
+            most = limits(source, PAD)
+            if beam == 1:
+                yield [[one] for one in greedy(model, source, most, banned, length_penalty=penalty)]
+            else:
+                yield beam_search(model, source, most, banned, beam=beam, length_penalty=penalty)
 
     def _joined(self, parts: Sequence[Hypothesis]) -> Candidate:
         texts = [clean(self.subwords.decode(part.tokens)) for part in parts]
