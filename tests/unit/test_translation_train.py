@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import random
 import subprocess
 import sys
@@ -11,8 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
+from safetensors.torch import load_file
 
 from ml.datasets.read import Version
 from ml.training.evaluation import interval
@@ -67,7 +70,7 @@ def freeze(folder: Path, seed: int = 0, rows: int = 60, targets: tuple[str, ...]
     return folder
 
 
-def run_training(version: Path, run: Path, *flags: str, settings: tuple[str, ...] = ()) -> None:
+def run_training(version: Path | str, run: Path, *flags: str, settings: tuple[str, ...] = ()) -> None:
     main(["--version", str(version), "--out", str(run), *flags, "--set", *TINY, *settings])
 
 
@@ -378,3 +381,35 @@ def test_ctranslate2_gives_what_our_own_search_gives(translator: Translator, ver
                 assert b[0].score == pytest.approx(a[0].score, abs=1e-3)
     with pytest.raises(Problem, match="Export the model again"):
         serving.served(translator, tmp_path)
+
+
+@pytest.mark.long
+def test_two_processes_leave_one_whole_run(version: Path, tmp_path: Path) -> None:
+    """As `torchrun` starts them: the first writes the folder, and it is the model that one process would have made."""
+    settings = ("steps=4", "evaluate_every=2", "accumulate=2", "dropout=0.1", "average=0.9", "workers=1")
+    run_training(version, tmp_path / "one", settings=settings)
+    flags = ["--version", str(version), "--out", str(tmp_path / "two"), "--set", *TINY, *settings]
+    launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "ml.translation.train"]
+    done = subprocess.run(
+        [sys.executable, "-m", *launch, *flags], check=False, cwd=Path(__file__).parent.parent.parent,
+        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}
+    one, two = (load_file(tmp_path / name / "weights.safetensors") for name in ("one", "two"))
+    for name, tensor in one.items():
+        assert torch.allclose(tensor, two[name], atol=1e-4), name
+
+
+def test_a_store_that_vanished_leaves_the_run_as_it_was(
+    version: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ("steps=4", "evaluate_every=2")
+    run_training(version, tmp_path / "run", settings=settings)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    monkeypatch.setenv("LYREBIRD_S3_ENDPOINT", "http://127.0.0.1:9")  # where nobody listens
+    monkeypatch.setenv("LYREBIRD_S3_ACCESS_KEY", "key")
+    monkeypatch.setenv("LYREBIRD_S3_SECRET_KEY", "secret")
+    with pytest.raises(Problem, match=r"object store at http://127.0.0.1:9 did not give s3://datasets/en-ru"):
+        run_training("s3://datasets/en-ru", tmp_path / "run", "--resume", settings=settings)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
