@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,8 +20,9 @@ from safetensors.torch import load_file
 
 from ml.datasets.read import Version
 from ml.training.evaluation import interval
-from ml.translation import evaluate, serving, subwords
-from ml.translation.data import Encoded, Pairs, encode, read
+from ml.training.portable import export
+from ml.translation import evaluate, portable, serving, subwords
+from ml.translation.data import Encoded, Pairs, encode, pad, read
 from ml.translation.train import main, save_attention
 from ml.translation.translate import Translator, load
 from storage.errors import Problem
@@ -381,6 +383,33 @@ def test_ctranslate2_gives_what_our_own_search_gives(translator: Translator, ver
                 assert b[0].score == pytest.approx(a[0].score, abs=1e-3)
     with pytest.raises(Problem, match="Export the model again"):
         serving.served(translator, tmp_path)
+
+
+def test_the_onnx_model_gives_torch_s_logits(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """For sentences of any number and length, also where the graph was traced with others."""
+    portable.main([str(run), str(tmp_path / "model.onnx")])
+    assert "differs from torch by" in capsys.readouterr().err
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+    translator = load(run)
+    sources, targets = ["save page", "open new file user"], ["сохранить страница", "открыть"]
+    source = pad(translator.subwords.encode_source(sources, ["rus", "rus"]))
+    target = pad([row[:-1] for row in translator.subwords.encode_target(targets)])
+    (found,) = session.run(None, {"source": source.numpy(), "target": target.numpy()})
+    with torch.no_grad():
+        expected = translator.model.logits(translator.model(source, target))  # type: ignore[operator]
+    assert np.abs(found - expected.numpy()).max() < 1e-4
+
+
+def test_an_onnx_model_that_differs_is_not_left_behind(tmp_path: Path) -> None:
+    class Drawing(torch.nn.Module):
+        """Gives other numbers each time, which no graph can give again."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + float(np.random.random())
+
+    with pytest.raises(Problem, match="differs from torch's by"):
+        export(Drawing(), [{"x": torch.zeros(2)}], {}, tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.long
