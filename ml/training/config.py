@@ -7,6 +7,7 @@ The three families have the same flags. A family keeps `PRESETS: dict[str, tuple
 import argparse
 import dataclasses
 import json
+import math
 import sys
 import types
 from collections.abc import Callable, Sequence
@@ -82,6 +83,21 @@ def override_both(model: Model, train: TrainConfig, assignments: Sequence[str]) 
         else:
             raise _unknown(key, [*of_train, *of_model])
     return model, train
+
+
+def check(config: TrainConfig) -> None:
+    """Refuse numbers that no training can go by. Raises Problem that names the setting."""
+    for name in ("steps", "batch", "accumulate", "evaluate_every", "log_every", "threads"):
+        if getattr(config, name) < 1:
+            raise Problem(f"The setting {name} cannot be {getattr(config, name)}", "Give 1 or more")
+    for name in ("learning_rate", "final_learning_rate", "warmup", "weight_decay", "clip", "patience", "minutes",
+                 "workers"):  # fmt: skip
+        if not 0 <= getattr(config, name) < math.inf:
+            raise Problem(f"The setting {name} cannot be {getattr(config, name)}", "Give 0 or more")
+    if not 0 <= config.average < 1:
+        raise Problem(f"The setting average cannot be {config.average}", "Give a decay below 1, such as 0.999, or 0")
+    if config.precision not in ("auto", "fp32", "bf16"):
+        raise Problem(f"There is no precision {config.precision!r}", "Give auto, fp32 or bf16")
 
 
 def parse(

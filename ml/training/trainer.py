@@ -31,7 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from ml.training import processes
-from ml.training.config import TrainConfig
+from ml.training.config import TrainConfig, check
 from ml.training.files import write
 from ml.training.loading import Batch, Loader, Planner
 from storage.errors import Problem
@@ -162,13 +162,12 @@ class Task(Planner, Protocol):
 
 def prepare(config: TrainConfig) -> torch.device:
     """Set threads and the seeds of everything that draws numbers; returns the device. Call before building a model."""
+    check(config)
     torch.set_num_threads(config.threads)
     _seed(config.seed)
     name = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise Problem("This machine has no CUDA device that torch can use", "Train with --set device=cpu")
-    if config.precision not in ("auto", "fp32", "bf16"):
-        raise Problem(f"There is no precision {config.precision!r}", "Give auto, fp32 or bf16")
     device = torch.device(name)
     if device.type == "cuda":
         device = torch.device("cuda", device.index or processes.local_rank())

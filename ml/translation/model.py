@@ -102,4 +102,17 @@ def build(config: ModelConfig, vocabulary: int) -> nn.Module:
     kinds: dict[str, type[nn.Module]] = {"transformer": Transformer, "recurrent": Recurrent}
     if config.kind not in kinds:
         raise Problem(f"There is no translation model of kind {config.kind!r}", f"The kinds are {', '.join(kinds)}")
+    # Heads, or the recurrent encoder's two directions.
+    parts, called = (max(1, config.heads), "heads") if config.kind == "transformer" else (2, "ways")
+    if config.width < parts or config.width % parts or config.width % 2:
+        raise Problem(
+            f"A width of {config.width} cannot be shared by {parts} {called}",
+            f"Give an even multiple of {parts}, with --set width=…",
+        )
+    for name in ("heads", "encoder_layers", "decoder_layers", "inner"):
+        if getattr(config, name) < 1:
+            raise Problem(f"The setting {name} cannot be {getattr(config, name)}", "Give 1 or more")
+    for name in ("dropout", "label_smoothing"):
+        if not 0 <= getattr(config, name) < 1:
+            raise Problem(f"The setting {name} cannot be {getattr(config, name)}", "Give a share below 1")
     return kinds[config.kind](config, vocabulary)

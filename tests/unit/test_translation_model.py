@@ -157,6 +157,22 @@ def test_an_unknown_kind_names_the_known_ones() -> None:
         build(ModelConfig(kind="mamba"), VOCABULARY)
 
 
+@pytest.mark.parametrize(
+    ("kind", "change", "says"),
+    [
+        ("transformer", {"width": 30}, "width of 30 cannot be shared by 4 heads"),
+        ("recurrent", {"width": 33}, "width of 33 cannot be shared by 2 ways"),
+        ("transformer", {"heads": 0}, "heads cannot be 0"),
+        ("recurrent", {"decoder_layers": 0}, "decoder_layers cannot be 0"),
+        ("transformer", {"dropout": 1.0}, "dropout cannot be 1.0"),
+        ("transformer", {"label_smoothing": -0.1}, "label_smoothing cannot be -0.1"),
+    ],
+)
+def test_a_model_that_cannot_be_is_refused(kind: str, change: dict[str, float], says: str) -> None:
+    with pytest.raises(Problem, match=says):
+        build(ModelConfig(**{**vars(CONFIG), "kind": kind, **change}), VOCABULARY)
+
+
 def _probability(model: Transformer, source: Tensor, tokens: list[int], banned: list[int] = BANNED) -> float:
     """The log probability of numbers after the source, computed without a cache."""
     logits = model.logits(model(source[None], torch.tensor([[BOS, *tokens[:-1]]])))[0]
