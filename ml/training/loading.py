@@ -67,7 +67,7 @@ class Loader:
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: object) -> None:
         if self._loading is not None:
-            # Else this would wait until nobody holds the error, and torch raises again for each worker that ends.
+            # Else the workers would live on for as long as somebody holds the error.
             self._loading._shutdown_workers()
         # Torch notices the end of a worker whenever a signal says so, in the middle of whatever is being done.
         if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
