@@ -32,13 +32,12 @@ from ml.datasets.read import Version
 from ml.tasks import MARTS
 from ml.training.config import Request
 from ml.training.trainer import prepare
-from ml.translation import serving
+from ml.translation import serving, subwords
 from ml.translation.data import Encoded, encode, pad, read
 from ml.translation.model import PRESETS, build
 from ml.translation.search import beam_search
 from ml.translation.subwords import EOS, Subwords
 from ml.translation.train import TranslationTask, train
-from ml.translation.train import vocabulary as subwords
 from ml.translation.translate import load
 
 PEERS = Path(__file__).parent / "peers"
@@ -53,7 +52,7 @@ def benchmarks(stack: Stack, scale: float) -> Iterator[Benchmark]:
     with tempfile.TemporaryDirectory(prefix="lyrebird-bench-") as folder:
         version = freeze(Path(folder) / "version")
         prepare(TRAIN)
-        yield training(version, Path(folder), max(8, int(24 * scale)))
+        yield training(version, Path(folder), max(12, int(24 * scale)))
         yield reading(version)
         yield from searching(version, Path(folder), max(20, int(200 * scale)))
         yield served(version, Path(folder), max(20, int(400 * scale)))
