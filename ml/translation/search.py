@@ -22,9 +22,14 @@ class Hypothesis:
     score: float
 
 
+def limit(length: int) -> int:
+    """The most numbers a translation of so many may have: what is more than twice its source's length is a loop."""
+    return 2 * length + 10
+
+
 def limits(source: Tensor, pad: int) -> list[int]:
-    """The most numbers a translation may have: what is more than twice its source's length is a loop."""
-    return [2 * length + 10 for length in (source != pad).sum(dim=1).tolist()]
+    """The limit of each source (B, S)."""
+    return [limit(length) for length in (source != pad).sum(dim=1).tolist()]
 
 
 @torch.no_grad()
