@@ -176,7 +176,8 @@ def test_ctrl_c_is_one_sentence_and_the_next_run_goes_on(stack: Stack, place: Pa
     child.send_signal(signal.SIGINT)
     _, err = child.communicate(timeout=60)
     assert "Traceback" not in err
-    assert child.returncode in (0, 130), err
+    # 130 to a shell in both cases: Python ends itself by the signal where it came in the middle of an exec()
+    assert child.returncode in (0, 130, -signal.SIGINT), err
     code, _, err = lyrebird("ingest", "parallel_files")
     assert code == 0, err
     assert query(stack, "select count(*) from raw.parallel_files_lines") == [(40_000,)]
