@@ -54,12 +54,12 @@ EXCEPTIONS = [
     (
         "too_many_joins",
         "int_text_pairs",
-        "a union: each source tells in its own tables what a pair is; only the seeds of languages and corpora are joined.",
+        "a union: each source tells in its own way what a pair is; only seeds of languages and corpora are joined.",
     ),
     (
         "too_many_joins",
         "mart_birds_training_clips",
-        "a clip's row tells of clip, recording, recordist and species at once: training reads one table. Six relations, "
+        "a row tells of clip, recording, recordist and species at once: training reads one table. Six relations, "
         "and the sweep that it waits for.",
     ),
     ("missing_primary_key_tests", "sweep_*", "a sweep deletes rows and leaves no relation."),
