@@ -257,16 +257,24 @@ class Server:
     def stop(self) -> None:
         self._run("pg_ctl", "-D", str(self.data), "-m", "immediate", "-w", "stop")
 
-    def database(self, name: str, template: str = "template0") -> World:
-        """A database of this name, in place of any that has it: empty, or a copy of another one."""
-        admin = {"host": "127.0.0.1", "port": self.port, "user": "postgres", "password": PASSWORD}
-        with closing(psycopg2.connect(dbname="postgres", **admin)) as db:
+    def drop(self, name: str) -> None:
+        self._admin(f'drop database if exists "{name}" with (force)')
+
+    def _admin(self, *statements: str) -> None:
+        with closing(
+            psycopg2.connect(dbname="postgres", host="127.0.0.1", port=self.port, user="postgres", password=PASSWORD)
+        ) as db:
             db.autocommit = True
             with db.cursor() as sql:
-                sql.execute(f'drop database if exists "{name}" with (force)')
-                sql.execute(f'create database "{name}" template "{template}"')
-                if template != "template0":  # a copy has its owner's rights on the database, not those granted
-                    sql.execute(f'grant create, temporary on database "{name}" to transformer')
+                for statement in statements:
+                    sql.execute(statement)
+
+    def database(self, name: str, template: str = "template0") -> World:
+        """A database of this name, in place of any that has it: empty, or a copy of another one."""
+        self.drop(name)
+        self._admin(f'create database "{name}" template "{template}"')
+        if template != "template0":  # a copy has its owner's rights on the database, not those granted
+            self._admin(f'grant create, temporary on database "{name}" to transformer')
         return World("127.0.0.1", self.port, name)
 
     def world(self, name: str) -> World:

@@ -13,8 +13,9 @@ select
     doc ->> 'id' as recording_key,
     -- what nobody could name, and soundscapes, have names that are no species
     nullif(nullif({{ tidy("doc ->> 'gen'") }}, 'Mystery'), 'Sonus') as genus,
-    {{ tidy("doc ->> 'sp'") }} as epithet,
-    {{ tidy("doc ->> 'ssp'") }} as subspecies,
+    {{ epithet("doc ->> 'sp'") }} as epithet,
+    {{ subspecies("doc ->> 'ssp'", "doc ->> 'sp'") }} as subspecies,
+    {{ is_certain("concat(doc ->> 'sp', ' ', doc ->> 'ssp')") }} as is_name_certain,
     {{ tidy("doc ->> 'en'") }} as english_name,
     {{ tidy("doc ->> 'family'") }} as family,
     {{ tidy("doc ->> 'order'") }} as bird_order,
@@ -23,15 +24,19 @@ select
     {{ tidy("doc ->> 'loc'") }} as locality,
     {{ degrees("doc ->> 'lat'", 90) }} as latitude,
     {{ degrees("doc ->> 'lon'", 180) }} as longitude,
-    {{ try_cast("doc ->> 'alt'", 'double precision') }} as altitude_m,
-    {{ tidy("lower(doc ->> 'type')") }} as sound_types,
+    {{ metres("doc ->> 'alt'") }} as altitude_m,
+    {{ tidy("lower(" ~ unscrambled("doc ->> 'type'") ~ ")") }} as sound_types,
     {{ tidy("lower(doc ->> 'sex')") }} as sex,
     {{ tidy("lower(doc ->> 'stage')") }} as life_stage,
     {{ tidy("lower(doc ->> 'method')") }} as method,
     case when doc ->> 'q' in ('A', 'B', 'C', 'D', 'E') then doc ->> 'q' end as quality,
     ({{ seconds("doc ->> 'length'") }})::double precision as length_s,
-    {{ try_cast("doc ->> 'date'", 'date') }} as recorded_on,
-    {{ try_cast("doc ->> 'time'", 'time') }} as recorded_at,
+    case when {{ year_of("doc ->> 'date'") }} is not null then {{ try_cast("doc ->> 'date'", 'date') }} end as recorded_on,
+    {{ year_of("doc ->> 'date'") }} as recorded_year,
+    {{ month_of("doc ->> 'date'") }} as recorded_month,
+    {{ time_of_day("doc ->> 'time'") }} as recorded_at,
+    {{ time_precision("doc ->> 'time'") }} as recorded_at_precision,
+    {{ part_of_day("doc ->> 'time'") }} as part_of_day,
     {{ try_cast("doc ->> 'uploaded'", 'date') }} as uploaded_on,
     {{ tidy("doc ->> 'lic'") }} as licence,
     {{ tidy("doc ->> 'url'") }} as page_url,
@@ -41,6 +46,13 @@ select
     {{ try_cast("doc ->> 'snr_db'", 'double precision') }} as snr_db,
     {{ split_name("doc ->> 'split'") }} as published_split,
     coalesce({{ try_cast("doc ->> 'simulated'", 'boolean') }}, false) as is_simulated,
+    {{ tidy("concat_ws(' ', doc ->> 'gen', doc ->> 'sp', doc ->> 'ssp')") }} as name_as_written,
+    {{ tidy("doc ->> 'alt'") }} as altitude_as_written,
+    {{ tidy("doc ->> 'length'") }} as length_as_written,
+    {{ tidy("doc ->> 'date'") }} as date_as_written,
+    {{ tidy("doc ->> 'time'") }} as time_as_written,
+    {{ tidy("concat_ws(' ', doc ->> 'lat', doc ->> 'lon')") }} as position_as_written,
+    {{ tidy("doc ->> 'q'") }} as quality_as_written,
     _landing as landing_key,
     _load as load_number,
     _fetched_at as fetched_at
@@ -67,4 +79,29 @@ select
     _load as load_number,
     _fetched_at as fetched_at
 from objects
+{%- endmacro %}
+
+{#-
+    Every version of what such a source says of its recordings, for their history.
+
+    source_name: the source; its documents are the resource `recordings`
+-#}
+{% macro described_versions(source_name) -%}
+with documents as (
+    {{ published_versions(source_name, 'recordings') }}
+)
+
+select
+    _key::jsonb ->> 0 as recording_key,
+    nullif(concat_ws(' ', {{ tidy("doc ->> 'gen'") }}, {{ epithet("doc ->> 'sp'") }}), '') as scientific_name,
+    case when doc ->> 'q' in ('A', 'B', 'C', 'D', 'E') then doc ->> 'q' end as quality,
+    {{ tidy("lower(" ~ unscrambled("doc ->> 'type'") ~ ")") }} as sound_types,
+    {{ tidy("doc ->> 'rec'") }} as recordist,
+    ({{ seconds("doc ->> 'length'") }})::double precision as length_s,
+    {{ licence_code("doc ->> 'lic'") }} as licence_code,
+    _load as load_number,
+    _position as position,
+    _deleted as is_deleted,
+    _fetched_at as fetched_at
+from documents
 {%- endmacro %}

@@ -5,6 +5,10 @@ select
     {{ surrogate_key(['genus']) }} as genus_id,
     scientific_name,
     epithet,
-    min(english_name) as english_name
-from {{ ref('int_birds_species_heard') }}
-group by scientific_name, genus, epithet
+    english_name,
+    accepted_name,
+    authority,
+    conservation_status,
+    account_url,
+    case when account_url is not null then account_licence_code end as account_licence_code
+from {{ ref('int_birds_species') }}

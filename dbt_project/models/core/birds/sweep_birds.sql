@@ -2,6 +2,8 @@
 
 {{ sweep([
     ref('clip'),
+    ref('detection'),
+    ref('recorder'),
     ref('recording_sound_type'),
     ref('sound_type'),
     ref('recording_species'),

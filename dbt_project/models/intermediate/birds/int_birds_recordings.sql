@@ -34,6 +34,7 @@ catalogues as (
         described.genus,
         described.epithet,
         described.subspecies,
+        described.is_name_certain,
         described.english_name,
         described.family,
         described.bird_order,
@@ -50,7 +51,11 @@ catalogues as (
         described.quality,
         described.length_s,
         described.recorded_on,
+        described.recorded_year,
+        described.recorded_month,
         described.recorded_at,
+        described.recorded_at_precision,
+        described.part_of_day,
         described.licence,
         described.page_url,
         described.remarks,
@@ -74,6 +79,7 @@ audio_folder as (
         initcap(split_part(labels.scientific_name, ' ', 1)) as genus,
         lower(split_part(labels.scientific_name, ' ', 2)) as epithet,
         nullif(lower(split_part(labels.scientific_name, ' ', 3)), '') as subspecies,
+        true as is_name_certain,
         labels.english_name,
         null as family,
         null as bird_order,
@@ -90,7 +96,11 @@ audio_folder as (
         null as quality,
         null::double precision as length_s,
         null::date as recorded_on,
+        null::integer as recorded_year,
+        null::integer as recorded_month,
         null::time as recorded_at,
+        null as recorded_at_precision,
+        null as part_of_day,
         labels.licence,
         null as page_url,
         null as remarks,
@@ -105,21 +115,76 @@ audio_folder as (
     full outer join {{ ref('stg_audio_folder__audio') }} as audio on labels.file = audio.file
 ),
 
+-- of an occurrence with a sound, GBIF tells who and where; the file itself stays where it is
+gbif as (
+    select
+        'gbif_sounds' as source,
+        occurrence_key::text as recording_key,
+        'gbif_sounds' as label_set,
+        scientific_name is not null as is_labelled,
+        split_part(scientific_name, ' ', 1) as genus,
+        split_part(scientific_name, ' ', 2) as epithet,
+        null as subspecies,
+        true as is_name_certain,
+        null as english_name,
+        family,
+        bird_order,
+        recordist,
+        country_code as country,
+        locality,
+        latitude,
+        longitude,
+        null::double precision as altitude_m,
+        null as sound_types,
+        null as sex,
+        null as life_stage,
+        null as method,
+        null as quality,
+        null::double precision as length_s,
+        recorded_on,
+        extract(year from recorded_on)::integer as recorded_year,
+        extract(month from recorded_on)::integer as recorded_month,
+        null::time as recorded_at,
+        null as recorded_at_precision,
+        null as part_of_day,
+        coalesce(sound_licence, licence) as licence,
+        page_url,
+        null as remarks,
+        '[]'::jsonb as background_species,
+        null as background,
+        null::double precision as snr_db,
+        null as published_split,
+        false as is_simulated,
+        null as audio_sha256,
+        fetched_at
+    from {{ ref('stg_gbif_sounds__occurrences') }}
+),
+
 recordings as (
     select * from catalogues
     union all
     select * from audio_folder
+    union all
+    select * from gbif
+),
+
+-- one person's name is written in several ways
+named as (
+    select
+        *,
+        {{ folded('recordist') }} as recordist_key
+    from recordings
 )
 
 select
     {{ surrogate_key(['source', 'recording_key']) }} as recording_id,
     case when genus != '' and epithet != '' then genus || ' ' || epithet end as scientific_name,
-    case when recordist is not null then {{ surrogate_key(['source', 'recordist']) }} end as recordist_id,
+    case when recordist_key is not null then {{ surrogate_key(['source', 'recordist_key']) }} end as recordist_id,
     case
         when coalesce(country, locality, latitude::text, longitude::text) is not null
             then {{ surrogate_key(['country', 'locality', 'latitude', 'longitude', 'altitude_m']) }}
     end as place_id,
     {{ licence_code('licence') }} as licence_code,
-    source || '/' || coalesce('recordist/' || recordist, 'recording/' || recording_key) as group_key,
+    source || '/' || coalesce('recordist/' || recordist_key, 'recording/' || recording_key) as group_key,
     *
-from recordings
+from named

@@ -1,9 +1,9 @@
--- One row per genus heard, with its family and order: as a source says, else as the seed says, else unknown.
+-- One row per genus, with its family and order: as a source says, else as the seed says, else unknown.
 with said as (
     select
         genus,
         min(family) as family
-    from {{ ref('int_birds_species_heard') }}
+    from {{ ref('int_birds_species') }}
     group by genus
 ),
 
@@ -11,7 +11,7 @@ orders as (
     select
         family,
         min(bird_order) as bird_order
-    from {{ ref('int_birds_species_heard') }}
+    from {{ ref('int_birds_species') }}
     where family is not null
     group by family
 ),

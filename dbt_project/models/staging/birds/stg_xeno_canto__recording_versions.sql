@@ -1,0 +1,1 @@
+{{ described_versions('xeno_canto') }}
