@@ -1,4 +1,5 @@
 -- Which English texts are translated most differently, and does the commonest translation win at least half?
+-- (A text with a placeholder has a translation for each plural form: those are left out.)
 with variants as (
     select
         target_language,
@@ -6,7 +7,7 @@ with variants as (
         target_text,
         count(*) as pairs
     from {{ ref('mart_translation_training_pairs') }}
-    where source_words <= 3
+    where source_words <= 3 and source_text !~ '[%{]'
     group by target_language, source_text, target_text
 ),
 

@@ -148,7 +148,7 @@ def _cell(value: Any) -> str:
         return ""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, int) and abs(value) >= 10_000:
+    if isinstance(value, int):
         return f"{value:,}"
     text = visible(str(value)).replace("|", "\\|").replace("\n", " ").replace("<", "&lt;").replace("`", "'")
     return text if len(text) <= WIDEST else f"{text[: WIDEST - 1]}…"
@@ -158,9 +158,9 @@ def index(asked: Sequence[tuple[Question, Answer]]) -> str:
     """The first page: every question with its answer in a sentence."""
     lines = [
         "# Questions to the marts",
-        f"Asked of a fresh installation (`make run`) as the role `analyst` on {datetime.now(UTC):%Y-%m-%d}, with "
-        "`make analytics`. The SQL is in `dbt_project/analyses/`, over published marts alone. The birds of a fresh "
-        "installation are simulated: numbers about them say nothing about real birds.",
+        f"Asked as the role `analyst`, with `make analytics`, on {datetime.now(UTC):%Y-%m-%d}. The SQL is in "
+        "`dbt_project/analyses/`, over published marts alone. The pages in the repository are of a fresh installation "
+        "(`make run`), whose birds are simulated: numbers about them say nothing about real birds.",
     ]
     for domain in sorted({question.name.split("_")[0] for question, _ in asked}, key=transform.DOMAINS.index):
         entries = [

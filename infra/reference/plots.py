@@ -55,7 +55,7 @@ def _lines(figure: Any, axes: Any, plot: dict[str, Any], rows: Sequence[dict[str
     for colour, name in zip(COLOURS, longest, strict=False):
         axes.plot(*zip(*series[name], strict=True), marker="o", markersize=3.5, color=colour, label=name)
     axes.set_ylabel(plot["y_label"])
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.04 * axes.get_ylim()[1])
     axes.legend(frameon=False, fontsize=9, loc="best")
     figure.set_size_inches(7.6, 4.2)
 
