@@ -28,7 +28,9 @@ select
     round(percentile_cont(0.5) within group (order by seconds_to_load)::numeric, 1) as median_seconds_to_load,
     round(max(seconds_to_load)::numeric, 1) as slowest_seconds,
     round((extract(epoch from avg(pause)) / 3600)::numeric, 1) as mean_hours_between,
-    source = 'aviary' as is_simulated
+    source = 'aviary'
+    or (source = 'clips' and exists (select 1 from {{ ref('mart_birds_training_clips') }} where is_simulated))
+        as is_simulated
 from numbered
 group by source, resource
 order by versions desc nulls last, source asc, resource asc
