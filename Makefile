@@ -5,7 +5,7 @@ BIN := .venv/bin
 AREA ?=
 DATA ?=
 
-.PHONY: help install run up down status test test-long unit lint format bench docs clean constraints
+.PHONY: help install run up down status test test-long unit lint format bench docs analytics changed clean constraints
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,16 +42,23 @@ lint: install ## ruff, mypy, sqlfluff, import-linter
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@$(BIN)/sqlfluff lint dbt_project/models --processes 2
+	@$(BIN)/sqlfluff lint dbt_project/models dbt_project/analyses --processes 2
 
 format: install ## Let ruff and sqlfluff put the code into shape
-	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format . ; $(BIN)/sqlfluff fix dbt_project/models
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format . ; $(BIN)/sqlfluff fix dbt_project/models dbt_project/analyses
 
 bench: install ## Measure against peers (AREA=…); writes docs/benchmarks
 	@cd tests && ../$(BIN)/python -m benchmarks $(AREA)
 
 docs: install ## dbt docs, data dictionary and diagrams, from the running stack
 	@$(BIN)/lyrebird docs
+	@$(BIN)/python -m infra.reference.dictionary
+
+analytics: install ## Ask the questions of dbt_project/analyses; the answers go to docs/analytics
+	@$(BIN)/python -m infra.reference.analyses
+
+changed: install ## Build the models that differ from the published ones, and their children, in schemas of your own
+	@eval "$$($(BIN)/lyrebird env)" && cd dbt_project && dbt build --select state:modified+ --state "$${DBT_DEFER_STATE:?nothing is published yet, run make run}"
 
 constraints: install ## Write constraints.txt anew from what is installed
 	@$(BIN)/python -m pip list --format=freeze | grep -viE '^(lyrebird|pip|setuptools|wheel)==' | sed 's/+cpu//' | sort -f > constraints.new

@@ -12,7 +12,7 @@ from dataclasses import asdict, is_dataclass
 from datetime import datetime
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
 import typer
 
@@ -139,6 +139,7 @@ def env(role: Annotated[Role, typer.Option(help="Whose credentials.")] = "transf
 
     from infra.embedded import stack
     from infra.embedded.programs import postgres_program
+    from storage import transform
     from storage.settings import environment_of
 
     values = environment_of(role)
@@ -151,6 +152,8 @@ def env(role: Annotated[Role, typer.Option(help="Whose credentials.")] = "transf
         "PGUSER": settings.postgres_user,
         "PGPASSWORD": settings.postgres_password.get_secret_value(),
     }
+    if (transform.published_state() / "manifest.json").exists():  # dbt by hand reads what it does not build
+        values |= {"DBT_DEFER": "true", "DBT_DEFER_STATE": str(transform.published_state())}
     values |= roles.QUIET | stack.airflow_environment(home())
     for name, value in values.items():
         print(f"export {name}={shlex.quote(value)}")
@@ -175,10 +178,19 @@ def run(
 
 @app.command()
 @as_role("analyst")
-def sql(query: Annotated[str, typer.Argument(help="A statement; without one, psql opens.")] = "") -> None:
+def sql(
+    query: Annotated[str, typer.Argument(help="A statement; without one, psql opens.")] = "",
+    url: Annotated[
+        Literal["sqlalchemy", "jdbc"] | None, typer.Option(help="Print the address for another client instead.")
+    ] = None,
+) -> None:
     """Query the published marts as the analyst, with psql."""
     from infra.embedded.programs import postgres_program
+    from storage.warehouse import client_url
 
+    if url:
+        print(client_url(url, Settings()))
+        return
     settings = Settings()
     variables = {
         "PGHOST": settings.postgres_host,

@@ -47,6 +47,7 @@ def _step(domain: str, step: str, settings: Settings, retry: bool, say: Say) -> 
             raise Problem(f"{', '.join(failed)} did not pass the audit: {reason}", "Readers keep the marts they have")
         return {"audited": len(verdicts), "warnings": sum(v.severity == "warning" for v in verdicts.values())}
     published = publish.publish(domain, settings)
+    transform.keep_state(domain)
     say(f"{domain}: version {published} is published" if published else f"{domain}: nothing changed")
     return {"published": published, "number": version(domain, settings)}
 

@@ -105,6 +105,30 @@ def target_path(domain: str, layer: str) -> Path:
     return home() / "dbt" / f"{domain}-{layer}"
 
 
+def published_state() -> Path:
+    """The folder with the manifest of what readers see: what ``dbt --defer`` and ``state:modified`` compare with."""
+    return home() / "dbt" / "published"
+
+
+def keep_state(domain: str) -> None:
+    """Note the project as the marts of a domain were built from it, with the names that readers know.
+
+    Does nothing where they were built on another machine: people who defer do so where the transforms run.
+    """
+    built = target_path(domain, "marts") / "manifest.json"
+    if not built.exists():
+        return
+    manifest = json.loads(built.read_text())
+    for node in manifest["nodes"].values():
+        if node["schema"] in map(next_schema, DOMAINS):
+            node["relation_name"] = node["relation_name"].replace(f'"{node["schema"]}"', '"marts"')
+            node["schema"] = "marts"
+    published_state().mkdir(parents=True, exist_ok=True)
+    draft = published_state() / f"manifest.{os.getpid()}"
+    draft.write_text(json.dumps(manifest))
+    draft.rename(published_state() / "manifest.json")
+
+
 def build(domain: str, layer: str, settings: Settings, retry: bool = False, say: Say | None = None) -> dict[str, Any]:
     """``dbt build`` of a domain's layer in a process of its own. With ``retry``, only what failed or was skipped
     the last time is built again (everything, if nothing did).
@@ -279,6 +303,7 @@ def _dbt(db: connection, target: Path, argv: Sequence[str], settings: Settings, 
         "LYREBIRD_POSTGRES_USER": settings.postgres_user,
         "LYREBIRD_POSTGRES_PASSWORD": settings.postgres_password.get_secret_value(),
         "LYREBIRD_DBT_APPLICATION": "lyrebird transform",
+        "DBT_DEFER": "false",  # a person's shell may defer, a transform never does
     }
     lines: list[str] = []
     # dbt inherits the socket of the connection that holds the locks: if we are killed, they last as long as dbt does

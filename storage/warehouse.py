@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlencode
 
 import psycopg2
 import psycopg2.extras
@@ -53,6 +54,18 @@ def url(settings: Settings) -> URL:
         settings.postgres_port,
         settings.postgres_database,
     )
+
+
+def client_url(kind: str, settings: Settings) -> str:
+    """The address, password and all, that a client of the role takes: ``sqlalchemy`` or ``jdbc``. Names without a
+    schema are marts.
+    """
+    if kind == "sqlalchemy":
+        full = url(settings).update_query_dict({"options": "-csearch_path=marts"})
+        return full.render_as_string(hide_password=False)
+    user, password = settings.postgres_user, settings.postgres_password.get_secret_value()
+    query = urlencode({"user": user, "password": password, "currentSchema": "marts"})
+    return f"jdbc:postgresql://{settings.postgres_host}:{settings.postgres_port}/{settings.postgres_database}?{query}"
 
 
 def engine(settings: Settings) -> Engine:

@@ -14,7 +14,7 @@ from upstreams import gbif
 from upstreams.faulty_server import Reply
 
 from infra.sentences import CONTROL
-from storage import warehouse
+from storage import transform, warehouse
 from storage.documents import Documents
 from storage.objects import Objects
 from storage.settings import options_file
@@ -219,3 +219,11 @@ def test_a_source_begins_with_what_landing_holds_after_the_object_store_came_bac
         told("ingest", "gbif_sounds")
         told("audit", "gbif_sounds")
         assert rows(stack) == whole
+
+
+def test_the_environment_defers_as_soon_as_marts_are_published(stack: Stack) -> None:
+    assert "DBT_DEFER" not in shown("env")
+    transform.published_state().mkdir(parents=True)
+    (transform.published_state() / "manifest.json").write_text("{}")
+    lines = shown("env").splitlines()
+    assert {"export DBT_DEFER=true", f"export DBT_DEFER_STATE={transform.published_state()}"} <= {*lines}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,10 +17,11 @@ from typing import Any
 import pytest
 from transform_world import Built, World, candidates, clip, message, notes, piece, recording, roll
 
+from infra import transforming
 from storage import transform, warehouse
 from storage.errors import Problem
-from storage.gates import publish
 
+ROOT = Path(__file__).resolve().parents[2]
 CONSTRAINTS = {"primary_key": "p", "foreign_key": "f", "unique": "u", "check": "c"}
 
 
@@ -285,39 +287,104 @@ def test_unknown_names_are_refused_in_a_sentence(world: World) -> None:
         transform.build("birds", "gold", world.settings("transformer"))
 
 
-def test_dbt_by_hand_builds_into_a_schema_of_ones_own(world: World, built: Built, tmp_path: Path) -> None:
-    settings = world.settings("transformer")
-    publish.publish("birds", settings, say=print)
-    before = world.rows("select schemaname, tablename from pg_tables where schemaname not like 'pg_%' order by 1, 2")
-    published = content(world, "marts", "fct_recordings")
-    environment = {
-        "PATH": os.environ["PATH"],
-        "HOME": str(tmp_path),
-        "USER": "Ann-B",
-        "LYREBIRD_POSTGRES_HOST": settings.postgres_host,
-        "LYREBIRD_POSTGRES_PORT": str(settings.postgres_port),
-        "LYREBIRD_POSTGRES_USER": "transformer",
-        "LYREBIRD_POSTGRES_PASSWORD": settings.postgres_password.get_secret_value(),
-        "DBT_TARGET_PATH": str(tmp_path / "target"),
-        "DBT_LOG_PATH": str(tmp_path / "logs"),
-    }
-    dbt = Path(sys.executable).parent / "dbt"
+class Hand:
+    """dbt as Ann-B types it, in the environment that `lyrebird env` prints once marts are published."""
 
-    def by_hand(*argv: str) -> subprocess.CompletedProcess[str]:
+    def __init__(self, world: World, folder: Path, project: Path | None = None) -> None:
+        self.world, self.project = world, project or transform.project()
+        variables = world.variables("transformer") | {
+            "DBT_DEFER": "true",
+            "DBT_DEFER_STATE": str(transform.published_state()),
+            "DBT_TARGET_PATH": str(folder / "target"),
+            "DBT_LOG_PATH": str(folder / "logs"),
+        }
+        self.environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "USER": "Ann-B"} | variables
+        self.before = self.tables()
+
+    def dbt(self, *argv: str) -> subprocess.CompletedProcess[str]:
+        dbt = Path(sys.executable).parent / "dbt"
         return subprocess.run(
-            [dbt, *argv], cwd=transform.project(), env=environment, capture_output=True, text=True, check=False
+            [dbt, *argv], cwd=self.project, env=self.environment, capture_output=True, text=True, check=False
         )
 
-    done = by_hand("run")
-    assert done.returncode == 0, done.stdout
-    after = world.rows("select schemaname, tablename from pg_tables where schemaname not like 'pg_%' order by 1, 2")
-    new = set(after) - set(before)
-    assert set(before) <= set(after)
+    def tables(self) -> set[tuple[str, str]]:
+        return {*self.world.rows("select schemaname, tablename from pg_tables where schemaname not like 'pg_%'")}
+
+    def made(self, *argv: str) -> set[tuple[str, str]]:
+        """Run dbt, which succeeds; the tables that are there now and were not before. None of those before is gone."""
+        done = self.dbt(*argv)
+        assert done.returncode == 0, done.stdout
+        assert self.before <= self.tables()
+        return self.tables() - self.before
+
+
+@pytest.fixture
+def published(world: World) -> World:
+    """The world with the marts of birds published, and the state that people defer to."""
+    transforming.run("birds", "publish", world.settings("transformer"), retry=False, say=print)
+    return world
+
+
+def keys_of_ann(world: World) -> set[tuple[str, str]]:
+    """Which table of Ann's refers to which, by foreign keys."""
+    return {
+        *world.rows(
+            "select conrelid::regclass::text, confrelid::regclass::text from pg_constraint"
+            " where contype = 'f' and conrelid::regclass::text like 'dev%%'"
+        )
+    }
+
+
+def test_dbt_by_hand_builds_into_a_schema_of_ones_own(published: World, tmp_path: Path) -> None:
+    hand = Hand(published, tmp_path)
+    of_readers = content(published, "marts", "fct_recordings")
+    new = hand.made("run")
     assert {schema for schema, _ in new} == {"dev_ann_b_staging", "dev_ann_b_core", "dev_ann_b_marts"}
-    assert content(world, "marts", "fct_recordings") == published == content(world, "dev_ann_b_marts", "fct_recordings")
-    refused = by_hand("run", "--target", "published")
+    assert content(published, "marts", "fct_recordings") == of_readers
+    assert content(published, "dev_ann_b_marts", "fct_recordings") == of_readers
+    assert len(keys_of_ann(published)) > 10
+    assert {parent.split(".")[0] for _, parent in keys_of_ann(published)} == {"dev_ann_b_core"}
+    refused = hand.dbt("run", "--target", "published")
     assert refused.returncode != 0
     assert "Nothing is built in the target published" in refused.stdout
+
+
+def test_dbt_by_hand_reads_what_it_does_not_build_as_it_is_published(published: World, tmp_path: Path) -> None:
+    hand = Hand(published, tmp_path)
+    published.rows("update marts_birds_v1.dim_species set scientific_name = 'Avisus publicus' where genus = 'Cantor'")
+    assert hand.made("run", "--select", "agg_species_minutes") == {("dev_ann_b_marts", "agg_species_minutes")}
+    names = published.rows("select scientific_name from dev_ann_b_marts.agg_species_minutes")
+    assert ("Avisus publicus",) in names
+    assert hand.dbt("test", "--select", "fct_recordings").returncode == 0
+
+
+def test_a_part_of_core_by_hand_ties_and_sweeps_nothing_that_is_published(published: World, tmp_path: Path) -> None:
+    hand = Hand(published, tmp_path)
+    published.rows("create schema dev_ann_b_core authorization transformer")
+    published.rows(  # what a merge of hers has noted, of a table that she has dropped since
+        "set role transformer; create table dev_ann_b_core.vanished (model text, key text, primary key (model, key));"
+        "insert into dev_ann_b_core.vanished select 'clip', clip_id from core.clip"
+    )
+    before = content(published, "core", "clip")
+    new = hand.made("run", "--select", "genus", "species", "sweep_birds")
+    assert new == {("dev_ann_b_core", name) for name in ("genus", "species", "vanished")}
+    assert keys_of_ann(published) == {("dev_ann_b_core.species", "dev_ann_b_core.genus")}  # and none to core.family
+    assert content(published, "core", "clip") == before
+
+
+def test_only_what_differs_from_the_published_state_is_built(published: World, tmp_path: Path) -> None:
+    copy = tmp_path / "dbt_project"
+    shutil.copytree(transform.project(), copy, ignore=shutil.ignore_patterns("target", "logs"))
+    hand = Hand(published, tmp_path, copy)
+    recipe = re.search(r"^changed:.*\n\t.*dbt (build .*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert recipe
+    argv = re.sub(r'"\$\$\{DBT_DEFER_STATE:[^}]*\}"', str(transform.published_state()), recipe[1]).split()
+    assert hand.made(*argv) == set()
+    model = copy / "models" / "marts" / "birds" / "dim_species.sql"
+    model.write_text(model.read_text().replace("species.english_name", "upper(species.english_name) as english_name"))
+    assert hand.made(*argv) == {("dev_ann_b_marts", "dim_species"), ("dev_ann_b_marts", "agg_species_minutes")}
+    assert ("BARN OWL",) in published.rows("select english_name from dev_ann_b_marts.dim_species")
+    assert ("Barn Owl",) in published.rows("select english_name from marts.dim_species")
 
 
 def test_the_projects_own_unit_tests_pass_and_its_docs_are_one_page(world: World, tmp_path: Path) -> None:

@@ -21,10 +21,17 @@ def properties() -> dict[str, dict[str, Any]]:
     found = {}
     for path in (PROJECT / "models").rglob("_models.yml"):
         for model in yaml.safe_load(path.read_text())["models"]:
-            assert model["name"] not in found, f"{model['name']} is described twice"
-            assert MODELS[model["name"]].parent == path.parent, f"{model['name']} is described in another folder"
-            found[model["name"]] = model
+            for name in files(model):
+                assert name not in found, f"{name} is described twice"
+                assert MODELS[name].parent == path.parent, f"{name} is described in another folder"
+                found[name] = model
     return found
+
+
+def files(model: dict[str, Any]) -> list[str]:
+    """The files of a model: its own, or one for each of its versions."""
+    versions = model.get("versions", [{"defined_in": model["name"]}])
+    return [one.get("defined_in") or f"{model['name']}_v{one['v']}" for one in versions]
 
 
 PROPERTIES = properties()

@@ -53,6 +53,13 @@
             {%- do exceptions.raise_compiler_error('Nothing is built in the target published: it names what readers see.') -%}
         {%- endif -%}
         {%- set schema = generate_schema_name('core', none) -%}
+        {%- set layers = [] -%}
+        {%- for name in selected_resources if name in graph.nodes -%}
+            {%- do layers.append(graph.nodes[name].fqn[1]) -%}
+        {%- endfor -%}
+        {%- if 'core' not in layers -%}
+            {{ return('') }}
+        {%- endif -%}
         {%- if not adapter.check_schema_exists(target.database, schema) -%}
             {%- do run_query('create schema if not exists ' ~ schema) -%}
         {%- endif -%}

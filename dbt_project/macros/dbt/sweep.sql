@@ -10,10 +10,11 @@
 {#-
     Delete the vanished keys of these core models, in the order given: children before parents.
     The names must be literal `ref()`s in the model, so that the sweep runs after all of them.
+    Where people build a part of core and defer the rest, the published tables are not theirs to sweep.
 -#}
 {% macro sweep(relations) -%}
     {%- if execute -%}
-        {%- for relation in relations -%}
+        {%- for relation in relations if relation.schema == generate_schema_name('core', none) -%}
             {%- set node = graph.nodes['model.lyrebird.' ~ relation.identifier] -%}
             {%- set keys = node.config.unique_key -%}
             {%- set keys = [keys] if keys is string else keys %}

@@ -1,0 +1,1 @@
+"""Makes the pages about the warehouse: docs/dictionary from its catalog, docs/analytics from its published marts."""
