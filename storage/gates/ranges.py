@@ -200,14 +200,14 @@ class _Learnt:
             return
         filled = max(1.0, self.rows * self.now["filled"])
         spread = old["spread"]
+        dated = self.column.kind in TIMES or (kind == "reading" and 3_000 < old["mean"] < 40_000 and spread > 1)
+        least = 0.0 if dated else 0.02 * abs(old["mean"])  # where all values were the same, one may differ
 
         def moved(past: Mapping[str, Any], number: str) -> float | None:
             found: float | None = past.get(kind, {}).get(number)
             return found
 
-        width = self._width(
-            max(0.5 * spread, 1e-9 * abs(old["mean"])), spread / math.sqrt(filled), lambda past: moved(past, "mean")
-        )
+        width = self._width(max(0.5 * spread, least), spread / math.sqrt(filled), lambda past: moved(past, "mean"))
         beyond = self._beyond(kind, old)
         yield self._bound(
             *(f"{what}mean", now["mean"], old["mean"] - width, old["mean"] + width),
@@ -230,7 +230,7 @@ class _Learnt:
                     *(f"{what}distribution", mass(old["below"]), mass(now["then"])),
                     lambda past: moved(past, "drift"),
                 )
-        if self.column.kind in TIMES or (kind == "reading" and 3_000 < old["mean"] < 40_000 and spread > 1):
+        if dated:
             reach = self._width(0.05 * (old["high"] - old["low"]), 0.0, lambda past: moved(past, "high"))
             yield self._bound(
                 *("newest", now["high"], old["high"] - max(reach, 1.0), None), "goes back behind what was there"

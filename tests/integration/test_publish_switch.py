@@ -163,20 +163,20 @@ def test_readers_see_one_version_in_every_statement_and_no_error(world: World) -
 
 
 class Counted(psycopg2.extensions.cursor):
-    """A cursor whose process is killed when it is about to run its last statement."""
+    """A cursor whose process is killed before its last statement, or before the first one that says ``words``."""
 
-    left = 0
+    left, words = 0, ""
 
     def execute(self, query: Any, values: Any = None) -> None:
         Counted.left -= 1
-        if Counted.left == 0:
+        if Counted.left == 0 or (Counted.words and Counted.words in str(query)):
             os.kill(os.getpid(), signal.SIGKILL)
         super().execute(query, values)
 
 
-def publishing(settings: Settings, statements: int) -> int:
-    """Publish, and be killed after so many statements; how many of them were left."""
-    plain, Counted.left = warehouse.connect, statements
+def publishing(settings: Settings, statements: int, words: str = "") -> int:
+    """Publish, and be killed after so many statements or at these words; how many of them were left."""
+    plain, Counted.left, Counted.words = warehouse.connect, statements, words
 
     def connect(*words: Any, **options: Any) -> Any:
         db = plain(*words, **options)
@@ -202,19 +202,19 @@ def test_kills_of_builds_and_switches_and_marts_that_fail_their_audit_show_to_no
     assert published(world) == 1
     candidates(world, "good 0")
     statements = 10_000 - publishing(settings, 10_000)
-    before, after = [*chance.sample(range(1, statements - 20), 5), statements - 10], [statements - 1, statements]
+    points = [(point, "") for point in (*chance.sample(range(1, statements - 20), 5), statements - 10)]
+    points += 2 * [(10_000, "pg_advisory_unlock")]  # the first thing after the switch
     with reading(world) as seen:
-        for number, point in enumerate(chance.sample([*before, *after], len(before) + len(after)), 1):
+        for number, (point, words) in enumerate(chance.sample(points, len(points)), 1):
             candidates(world, f"refused {number}")  # complete, and never published: its audit failed
             candidates(world, f"good {number}")
             shown = version(world)
-            child = PROCESSES.Process(target=publishing, args=(settings, point))
+            child = PROCESSES.Process(target=publishing, args=(settings, point, words))
             child.start()
             child.join(120)
-            if point in before:
-                assert child.exitcode == -signal.SIGKILL
-                assert version(world) == shown
-                published(world)  # what was killed is done by the next one, wherever it was
+            assert child.exitcode == -signal.SIGKILL
+            assert version(world) == shown + bool(words)
+            published(world)  # what was killed is done by the next one, wherever it was
             assert version(world) == shown + 1
             assert world.value("select min(english_name) from marts.dim_species", role="analyst") == f"good {number}"
         candidates(world, "half")
