@@ -7,10 +7,10 @@ log-normal, fields that are sometimes empty, texts in several scripts. Every see
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
 from itertools import product
 from typing import Any
 
@@ -632,11 +632,10 @@ def platform(draw: Draw, size: int) -> Records:
 MAKERS: dict[str, Callable[[Draw, int], Records]] = {"birds": birds, "music": music, "text": text, "platform": platform}
 
 
+@lru_cache(maxsize=40)
 def records(domain: str, seed: int, size: int = 300) -> Records:
-    """What the domain's sources hold: records by raw table (or, for the platform, by table of its own)."""
+    """What the domain's sources hold: records by raw table (or, for the platform, by table of its own).
+
+    They are made once and shared: who changes them takes a copy.
+    """
     return MAKERS[domain](Draw(f"{domain} {seed}"), size)
-
-
-def plain(value: Any) -> Any:
-    """A value as it goes into PostgreSQL: nested ones as JSON."""
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
