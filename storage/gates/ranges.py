@@ -201,7 +201,8 @@ class _Learnt:
         filled = max(1.0, self.rows * self.now["filled"])
         spread = old["spread"]
         dated = self.column.kind in TIMES or (kind == "reading" and 3_000 < old["mean"] < 40_000 and spread > 1)
-        least = 0.0 if dated else 0.02 * abs(old["mean"])  # where all values were the same, one may differ
+        # where all values were the same, one may differ; and time goes on, so that it is only to go back that is told
+        least = 1.0 if dated else 0.02 * abs(old["mean"])
 
         def moved(past: Mapping[str, Any], number: str) -> float | None:
             found: float | None = past.get(kind, {}).get(number)
@@ -210,11 +211,11 @@ class _Learnt:
         width = self._width(max(0.5 * spread, least), spread / math.sqrt(filled), lambda past: moved(past, "mean"))
         beyond = self._beyond(kind, old)
         yield self._bound(
-            *(f"{what}mean", now["mean"], old["mean"] - width, old["mean"] + width),
+            *(f"{what}mean", now["mean"], old["mean"] - width, None if dated else old["mean"] + width),
             f"{what}the mean was {old['mean']:.4g}",
             beyond,
         )
-        if spread > 0:
+        if spread > 0 and not dated:
             wide = max(math.log(2.0), CHANCE / math.sqrt(2 * filled))
             spreads = [value for past in self.history if (value := moved(past, "spread"))]
             if len(spreads) >= HISTORY:

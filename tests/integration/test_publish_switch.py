@@ -220,11 +220,15 @@ def test_kills_of_builds_and_switches_and_marts_that_fail_their_audit_show_to_no
         candidates(world, "half")
         child = PROCESSES.Process(target=building, args=(settings, 0))
         child.start()
-        until_rows(
-            world, "select from pg_stat_activity where application_name = 'lyrebird transform' and state = 'active'"
+        half = (
+            "select from pg_namespace as n where nspname = 'marts_next_birds' and obj_description(oid, 'pg_namespace') is null"
+            " and exists (select from pg_class where relnamespace = n.oid and relkind = 'r')"
         )
+        until_rows(world, half)  # dbt has begun to build
         child.kill()
         child.join()
+        with pytest.raises(Problem, match=r"not complete|not of a complete build"):
+            published(world)  # it waits for the dbt that has outlived its starter
     assert not seen.trouble
     assert not seen.mixed
     assert seen.statements > 100

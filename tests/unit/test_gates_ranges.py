@@ -47,6 +47,8 @@ def broken(history: list[dict[str, Any]], now: dict[str, Any], mode: str = "merg
         ({"title__shares": {"a": 0.2, "b": 0.1, "c": 0.7}}, {"title: categories": "warning"}),
         ({"title__bytes": 1.3}, {"title: bytes": "warning"}),
         ({"title__strange": 0.1}, {"title: strange characters": "warning"}),
+        ({"day__mean": 19_960.0, "day__spread": 200.0, "day__high": 20_100.0}, {}),  # time goes on
+        ({"day__mean": 19_860.0}, {"day: mean": "warning"}),
         ({"day__values": 1}, {"day: values": "warning"}),
         ({"day__high": 19_950.0}, {"day: newest": "warning"}),
     ],
