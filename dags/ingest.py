@@ -17,7 +17,7 @@ from operator import or_
 from typing import Any
 
 from airflow.sdk import DAG, CronDataIntervalTimetable, Param, task
-from wiring import COMMON, announce, asset, command
+from wiring import COMMON, announce, asset, command, linked
 
 from ingestion import catalogue
 from ingestion.contract import Source
@@ -86,7 +86,7 @@ def ingest_dag(source: Source) -> DAG:
             ingested = ingest.partial(role="loader").expand(argv=slices(words))
         else:
             ingested = ingest("loader", words)
-        judged = command.override(task_id="audit")("loader", ["audit", source.name, "--json"])
+        judged = linked(command.override(task_id="audit")("loader", ["audit", source.name, "--json"]))
         ingested >> judged
         announce(asset("raw", source.name))(judged)
     return dag

@@ -10,7 +10,7 @@ from functools import reduce
 from operator import or_
 
 from airflow.sdk import DAG, Asset, AssetOrTimeSchedule, CronTriggerTimetable, chain
-from wiring import COMMON, DOMAIN_OF, announce, asset, command
+from wiring import COMMON, DOMAIN_OF, announce, asset, command, linked, model, results
 
 from ingestion import catalogue
 
@@ -36,19 +36,24 @@ def transform_dag(domain: str, waits_for: list[Asset], cron: str = "") -> DAG:
         tags=["transform", domain],
         doc_md=f"dbt builds `staging` and `core`, new leakage groups get their split, dbt builds the candidates in "
         f"`marts_next_{domain}`, Great Expectations audits them, and one transaction shows them in `marts`.\n\n"
-        f"A red `core` or `marts`: dbt's message is in the log; a second try runs only what failed. A red `audit`: the "
-        f"Data Docs link is in the log. Readers keep the last good marts in every case.",
+        f"A red `core` or `marts`: dbt's message is in the log, `model` shows each model, and a second try runs only "
+        f"what failed. A red `audit`: the button *Data Docs* shows why. Readers keep the last good marts in each case.",
         **COMMON,
     ) as dag:
         steps = [
             command.override(task_id=step, pool="transform")(
                 "transformer",
-                ["transform", domain, "--step", step, "--json"],
+                ["transform", domain, "--step", step, "--run-id", "{run_id}", "--json"],
                 again=["--retry"] if step in ("core", "marts") else None,
             )
             for step in STEPS
         ]
         chain(*steps)
+        core, _, marts, audit, _ = steps
+        linked(audit)
+        shown = results(domain)
+        [core, marts] >> shown
+        model.expand(told=shown)
         told = announce(asset("marts", domain))(steps[-1])
         if domain == "platform":  # the last of a chain: by now every table that the dbt docs show is there
             docs = command.override(task_id="docs", pool="transform")("transformer", ["docs", "--json"])

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import Asset, task
-from airflow.sdk.exceptions import AirflowException, AirflowSkipException
+from airflow.sdk import Asset, BaseOperatorLink, get_current_context, task
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,6 +56,22 @@ def asset(kind: str, name: str, watchers: Sequence[AssetWatcher] = ()) -> Asset:
     return Asset(name=f"{kind}_{name}", uri=f"lyrebird://{kind}/{name}", group="lyrebird", watchers=list(watchers))
 
 
+class DataDocs(BaseOperatorLink):
+    """A button on the task's page: what Great Expectations saw, as the command that the task ran has told."""
+
+    name = "Data Docs"
+    xcom_key = "data_docs"
+
+    def get_link(self, operator: Any, *, ti_key: Any) -> str:  # noqa: ARG002 - as Airflow calls it
+        return str(getattr(operator, "data_docs", ""))
+
+
+def linked(answer: Any) -> Any:
+    """The task of this answer, with a button to the Data Docs."""
+    answer.operator.operator_extra_links = (DataDocs(),)
+    return answer
+
+
 @task
 def command(
     role: str,
@@ -76,11 +93,40 @@ def command(
     first = ti.max_tries - ti.task.retries + 1  # Airflow counts on when a task is cleared, and raises max_tries
     wanted = argv + (again or [] if ti.try_number > first else [])
     words = [word.format(**(given or {}), before=before, run_id=context["run_id"]) for word in wanted]
+
+    def tell(line: str) -> None:
+        log.info(line)
+        if found := re.match(r"Data Docs of \S+: (http\S+)", line):
+            ti.task.data_docs = found[1]
+
     try:
-        output = run(role, words, say=log.info)  # type: ignore[arg-type]
+        output = run(role, words, say=tell)  # type: ignore[arg-type]
     except Problem as problem:
         raise AirflowException(str(problem)) from None
     return json.loads(next(line for line in reversed(output.splitlines()) if line.startswith(("{", "["))))
+
+
+@task(trigger_rule="all_done")
+def results(domain: str, **context: Any) -> list[dict[str, Any]]:
+    """What became of each model of the run, whether all went well or not."""
+    from storage import transform
+
+    return transform.results(domain, context["run_id"])
+
+
+@task(map_index_template="{{ model }}", priority_weight=0, weight_rule="absolute", max_active_tis_per_dagrun=2)
+def model(told: dict[str, Any]) -> None:
+    """One model, to look at: red with dbt's words where it failed, skipped where a failure kept it from being built.
+
+    It does nothing, so it waits for whatever has something to do.
+    """
+    get_current_context()["model"] = told["model"]  # type: ignore[typeddict-unknown-key] # what the index is called
+    words = "{layer}: {model}: {status} in {seconds} s: {message}".format(**told)
+    if told["status"] in ("error", "fail", "runtime error", "partial success"):
+        raise AirflowFailException(words)
+    if told["status"] == "skipped":
+        raise AirflowSkipException(words)
+    log.info(words)
 
 
 @task

@@ -30,13 +30,15 @@ app = typer.Typer(
 dataset = typer.Typer(no_args_is_help=True, help="Frozen dataset versions: what models are trained on.")
 model = typer.Typer(no_args_is_help=True, help="Trained models: list, import a run, promote.")
 quarantine = typer.Typer(no_args_is_help=True, help="Records that broke their contract, and why.")
-warehouse = typer.Typer(no_args_is_help=True, help="What no transform does: go back a version, build core anew.")
+marts = typer.Typer(no_args_is_help=True, help="The published marts: go back to the version before.")
+warehouse = typer.Typer(no_args_is_help=True, help="What no transform does: build core anew.")
 evaluate = typer.Typer(no_args_is_help=True, help="Score a model on files of yours.")
 lineage = typer.Typer(no_args_is_help=True, help="Where an example or a prediction comes from, down to the source.")
 for name, group in (
     ("dataset", dataset),
     ("model", model),
     ("quarantine", quarantine),
+    ("marts", marts),
     ("warehouse", warehouse),
     ("evaluate", evaluate),
     ("lineage", lineage),
@@ -409,17 +411,18 @@ def transform(
     domain: Domain,
     step: Annotated[str, typer.Option(help="core, splits, marts, audit or publish; all of them without it.")] = "",
     retry: Annotated[bool, typer.Option(help="Run only what failed in the last build of this step.")] = False,
+    run_id: Annotated[str, typer.Option(help="Name of the run, which dbt's artifacts are kept under.")] = "by-hand",
     as_json: Json = False,
 ) -> None:
     """Build a domain: core, split assignment, candidate marts; audit them; publish them."""
     from infra import transforming
 
-    show(transforming.run(domain, step, Settings(), retry=retry, say=say), as_json)
+    show(transforming.run(domain, step, Settings(), retry=retry, run_id=run_id, say=say), as_json)
 
 
-@warehouse.command("rollback")
+@marts.command("rollback")
 @as_role("transformer")
-def warehouse_rollback(domain: Domain, as_json: Json = False) -> None:
+def marts_rollback(domain: Domain, as_json: Json = False) -> None:
     """Show readers the marts before the present ones again. The next transform publishes what it builds."""
     from storage import transform
     from storage.gates import publish

@@ -14,10 +14,13 @@ from storage.settings import Settings
 
 Say = Callable[[str], None]
 STEPS = ("core", "splits", "marts", "audit", "publish")
+SEVERITIES = ("critical", "warning", "info", "none")  # the worst is told last, where it is seen
 
 
-def run(domain: str, step: str, settings: Settings, *, retry: bool, say: Say) -> dict[str, Any]:
-    """Run one step, or all of them. Gives what the last one found.
+def run(
+    domain: str, step: str, settings: Settings, *, retry: bool, say: Say, run_id: str = transform.BY_HAND
+) -> dict[str, Any]:
+    """Run one step, or all of them, as part of the run of this name. Gives what the last one found.
 
     Raises Problem for an unknown domain or step, a failed build or a failed audit; readers keep what they had.
     """
@@ -27,27 +30,28 @@ def run(domain: str, step: str, settings: Settings, *, retry: bool, say: Say) ->
     answer: dict[str, Any] = {}
     for one in [step] if step else STEPS:
         say(f"{domain}: {one}")
-        answer = _step(domain, one, settings, retry, say)
+        answer = _step(domain, one, settings, run_id, retry, say)
     return answer
 
 
-def _step(domain: str, step: str, settings: Settings, retry: bool, say: Say) -> dict[str, Any]:
+def _step(domain: str, step: str, settings: Settings, run_id: str, retry: bool, say: Say) -> dict[str, Any]:
     if step in ("core", "marts"):
-        return transform.build(domain, step, settings, retry=retry)
+        return transform.build(domain, step, settings, run_id, retry=retry)
     if step == "splits":
         return {"assigned": transform.assign_splits(domain, settings)}
     if step == "audit":
         verdicts = marts.audit(domain, settings)
-        for name, verdict in verdicts.items():
+        for name, verdict in sorted(verdicts.items(), key=lambda one: -SEVERITIES.index(one[1].severity)):
             if verdict.severity != "none":
-                say(f"{name}: {verdict.severity}: {verdict.reason} {verdict.docs}")
+                say(f"{name}: {verdict.severity}: {verdict.reason}")
+            say(f"Data Docs of {name}: {verdict.docs}")
         failed = [name for name, verdict in verdicts.items() if not verdict.accepted]
         if failed:
             reason = verdicts[failed[0]].reason
             raise Problem(f"{', '.join(failed)} did not pass the audit: {reason}", "Readers keep the marts they have")
         return {"audited": len(verdicts), "warnings": sum(v.severity == "warning" for v in verdicts.values())}
     published = publish.publish(domain, settings)
-    transform.keep_state(domain)
+    transform.keep_state(domain, run_id)
     say(f"{domain}: version {published} is published" if published else f"{domain}: nothing changed")
     return {"published": published, "number": version(domain, settings)}
 

@@ -38,6 +38,7 @@ from ingestion.loading import (
     point_cursor,
     version_id,
 )
+from ingestion.rows import postgres_type
 from storage import settings as given
 from storage import warehouse
 from storage.documents import Documents
@@ -212,6 +213,9 @@ def judge_pending(
             load,
             resource.mode,
             only=now,
+            fields={one.name: postgres_type(one.type) for one in resource.schema}
+            if resource.store == "documents"
+            else None,
             # records that are read again were in quarantine before: that many of them still are says nothing new
             quarantine_share=options(source)["quarantine_share"] if lane != "replay" else 1.0,
         )
@@ -221,6 +225,8 @@ def judge_pending(
             resource.settled(Context(options(source), cursor, resource, None, settings, say), verdict.accepted)
         states[load] = (state, verdict.reason)
         say(f"{source.name}/{name}: load {load} {state}" + (f": {verdict.reason}" if verdict.reason else ""))
+        if verdict.docs:
+            say(f"Data Docs of {source.name}/{name}: {verdict.docs}")
     return states
 
 

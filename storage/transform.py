@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -33,6 +34,9 @@ from storage.settings import Settings, checkout, home
 
 DOMAINS = ("birds", "music", "text", "platform")
 LAYERS = ("core", "marts")
+BY_HAND = "by-hand"  # the run of who names none
+KEPT_RUNS = 10  # of each domain, with dbt's artifacts
+TOLD = "told.json"  # beside them: what became of every node of the run, over all its tries
 FAILED = ("error", "fail", "runtime error", "partial success")
 UNDONE = (*FAILED, "skipped")
 Say = Callable[[str], None]
@@ -100,9 +104,9 @@ def next_schema(domain: str) -> str:
     return f"marts_next_{known(domain)}"
 
 
-def target_path(domain: str, layer: str) -> Path:
-    """The folder of dbt's artifacts for a domain and layer: manifest, run results, logs."""
-    return home() / "dbt" / f"{domain}-{layer}"
+def target_path(domain: str, layer: str, run: str = BY_HAND) -> Path:
+    """The folder of dbt's artifacts for a run, its domain and layer: manifest, run results, logs."""
+    return home() / "dbt" / domain / re.sub(r"[^\w.-]+", "-", run)[:150] / layer
 
 
 def published_state() -> Path:
@@ -110,12 +114,12 @@ def published_state() -> Path:
     return home() / "dbt" / "published"
 
 
-def keep_state(domain: str) -> None:
-    """Note the project as the marts of a domain were built from it, with the names that readers know.
+def keep_state(domain: str, run: str = BY_HAND) -> None:
+    """Note the project as this run built the marts of a domain from it, with the names that readers know.
 
     Does nothing where they were built on another machine: people who defer do so where the transforms run.
     """
-    built = target_path(domain, "marts") / "manifest.json"
+    built = target_path(domain, "marts", run) / "manifest.json"
     if not built.exists():
         return
     manifest = json.loads(built.read_text())
@@ -129,9 +133,11 @@ def keep_state(domain: str) -> None:
     draft.rename(published_state() / "manifest.json")
 
 
-def build(domain: str, layer: str, settings: Settings, retry: bool = False, say: Say | None = None) -> dict[str, Any]:
-    """``dbt build`` of a domain's layer in a process of its own. With ``retry``, only what failed or was skipped
-    the last time is built again (everything, if nothing did).
+def build(
+    domain: str, layer: str, settings: Settings, run: str = BY_HAND, retry: bool = False, say: Say | None = None
+) -> dict[str, Any]:
+    """``dbt build`` of a domain's layer in a process of its own, for a run of this name. With ``retry``, only what
+    failed or was skipped the last time in the same run is built again (everything, if nothing did).
 
     Returns ``{"domain", "layer", "invocation_id", "seconds", "counts": {status: nodes}, "nodes": [{"name", "type",
     "status", "seconds", "message"}]}``. Raises Problem with dbt's own words and the failed nodes' names.
@@ -139,7 +145,7 @@ def build(domain: str, layer: str, settings: Settings, retry: bool = False, say:
     if layer not in LAYERS:
         raise Problem(f"there is no layer {layer}", f"There are: {', '.join(LAYERS)}")
     with _alone(settings, [domain]) as db:
-        return _build(db, domain, layer, settings, retry, say or _to_stderr)
+        return _build(db, domain, layer, settings, run, retry, say or _to_stderr)
 
 
 def assign_splits(domain: str, settings: Settings) -> dict[str, int]:
@@ -171,8 +177,21 @@ def rebuild_core(settings: Settings, say: Say | None = None) -> list[dict[str, A
             if tables:
                 sql.execute(pg.SQL("drop table {}").format(pg.SQL(", ").join(tables)))
         for domain in domains:
-            built.append(_build(db, domain, "core", settings, False, say or _to_stderr))
+            built.append(_build(db, domain, "core", settings, BY_HAND, False, say or _to_stderr))
     return built
+
+
+def results(domain: str, run: str = BY_HAND) -> list[dict[str, Any]]:
+    """What became of each model and seed in a run, in both layers, and of each test that did not pass.
+
+    Each is ``{"model", "layer", "status", "seconds", "message"}``. Empty where another machine has built them.
+    """
+    return [
+        {"model": node["name"], "layer": layer} | {name: node[name] for name in ("status", "seconds", "message")}
+        for layer in LAYERS
+        for node in _told(target_path(known(domain), layer, run)).values()
+        if node["type"] in ("model", "seed") or node["status"] in FAILED
+    ]
 
 
 def docs(settings: Settings, say: Say | None = None) -> Path:
@@ -224,9 +243,12 @@ def _alone(settings: Settings, domains: Sequence[str]) -> Iterator[connection]:
         yield db
 
 
-def _build(db: connection, domain: str, layer: str, settings: Settings, retry: bool, say: Say) -> dict[str, Any]:
-    target = target_path(domain, layer)
+def _build(
+    db: connection, domain: str, layer: str, settings: Settings, run: str, retry: bool, say: Say
+) -> dict[str, Any]:
+    target = target_path(domain, layer, run)
     target.mkdir(parents=True, exist_ok=True)
+    _forget_old_runs(target.parent)
     before = _results(target)
     retry = retry and any(node["status"] in UNDONE for node in before["nodes"].values())
     if layer == "marts":
@@ -253,7 +275,8 @@ def _build(db: connection, domain: str, layer: str, settings: Settings, retry: b
         if after["invocation_id"] == before["invocation_id"]:
             words = "\n".join(lines[-15:]) or f"exit code {code}"
             raise Problem(f"dbt could not build the {layer} of {domain}:\n{words}", f"The log is in {target}")
-        nodes = (before["nodes"] if retry else {}) | after["nodes"]
+        nodes = (_told(target) if retry else {}) | after["nodes"]
+        (target / TOLD).write_text(json.dumps(nodes))
         bad = [node for node in nodes.values() if node["status"] in FAILED]
         if bad or code:
             told = "\n".join(f"  {node['name']} ({node['status']}): {node['message']}" for node in bad) or lines[-1]
@@ -281,6 +304,14 @@ def _build(db: connection, domain: str, layer: str, settings: Settings, retry: b
     }
 
 
+def _forget_old_runs(run: Path) -> None:
+    """Remove the artifacts of all but the last runs of a domain; this one is its latest."""
+    os.utime(run)
+    runs = sorted(run.parent.iterdir(), key=lambda path: path.stat().st_mtime)
+    for old in runs[:-KEPT_RUNS]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
 def _dbt(db: connection, target: Path, argv: Sequence[str], settings: Settings, say: Say) -> tuple[list[str], int]:
     """Run dbt with its artifacts in ``target``; its lines go to ``say`` as they come. Returns them and the exit code.
 
@@ -292,7 +323,8 @@ def _dbt(db: connection, target: Path, argv: Sequence[str], settings: Settings, 
     target.mkdir(parents=True, exist_ok=True)
     if not (target / "partial_parse.msgpack").exists():
         # what a sibling has parsed need not be parsed again; dbt itself checks that it still holds
-        parsed = sorted(target.parent.glob("*/partial_parse.msgpack"), key=lambda path: path.stat().st_mtime)
+        found = (home() / "dbt").rglob("partial_parse.msgpack")
+        parsed = sorted(found, key=lambda path: path.stat().st_mtime)
         if parsed:
             shutil.copyfile(parsed[-1], target / "partial_parse.msgpack")
     folders = ["--project-dir", project(), "--profiles-dir", project(), "--target-path", target, "--log-path", target]
@@ -369,6 +401,13 @@ def _results(target: Path) -> dict[str, Any]:
         "seconds": round(found["elapsed_time"], 2),
         "nodes": nodes,
     }
+
+
+def _told(target: Path) -> dict[str, Any]:
+    """What became of every node in this folder's run, over all its tries."""
+    path = target / TOLD
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found
 
 
 def _exists(db: connection, schema: str) -> bool:

@@ -39,6 +39,11 @@ def connect(settings: Settings, *, application: str = "lyrebird") -> connection:
     except psycopg2.OperationalError as error:
         where = f"{settings.postgres_user}@{settings.postgres_host}:{settings.postgres_port}"
         reason = str(error).strip().splitlines()[0]
+        if "too many connections" in reason or "remaining connection slots" in reason:
+            raise Problem(
+                f"PostgreSQL at {where} has no connection left for {settings.postgres_user}: {reason}",
+                "Wait, or end what holds them: `select * from pg_stat_activity`",
+            ) from error
         raise Problem(
             f"PostgreSQL at {where} does not answer: {reason}", "Is the stack up? `lyrebird status`"
         ) from error

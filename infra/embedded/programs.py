@@ -123,7 +123,7 @@ def _postgres(home: Home, ports: Mapping[str, int]) -> Program:
         # clients of ours use TCP; the socket is a convenience, and goes where the path is short enough for one
         "unix_socket_directories": home.run("postgres") if len(str(home.run("postgres"))) < 80 else "",
         "shared_buffers": "128MB",
-        "max_connections": 120,
+        "max_connections": 140,  # more than the limits of all roles together (migration 0007) and the pools of others
         "max_wal_size": "1GB",
         "password_encryption": "scram-sha-256",
         "log_min_messages": "warning",

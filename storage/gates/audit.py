@@ -1,7 +1,11 @@
-"""Run one Great Expectations suite over one query, keep the result in ``ops.audit`` and in the Data Docs.
+"""Judge a profile with one Great Expectations suite, keep the result in ``ops.audit`` and in the Data Docs.
 
-Great Expectations judges the data as data: counts, distributions, drift against what was accepted last. Records are
+Great Expectations judges the data as data: counts, distributions, drift against what was accepted before. Records are
 judged by the page contract, structure by dbt: no rule twice. Severity decides: critical stops, warning shows.
+
+The suite has an expectation for each range that was learnt (:mod:`storage.gates.ranges`), and is run over the profile,
+which is one line of numbers. So the table is read once, however much is expected of it; the rows that speak against a
+range are asked for only where it does not hold.
 """
 
 from __future__ import annotations
@@ -16,16 +20,17 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from psycopg2 import sql as quoted
 
 from storage import warehouse
 from storage.errors import Problem
 from storage.gates import data_docs
+from storage.gates.ranges import KEPT as HISTORY
+from storage.gates.ranges import Bound
 from storage.objects import Objects
 from storage.settings import Settings, home
-
-if TYPE_CHECKING:
-    import great_expectations as gx
 
 PREFIX = "audits"  # of the Data Docs in the bucket `docs`
 KEPT = 100  # keys of failing rows that are kept with a result
@@ -50,68 +55,40 @@ def run(
     kind: str,
     domain: str,
     query: str,
-    expectations: Sequence[gx.expectations.Expectation],
+    bounds: Sequence[Bound],
     statistics: dict[str, Any],
-    key: str | None = None,
+    keys: Sequence[str] = (),
 ) -> Verdict:
-    """Audit what ``query`` gives. ``key`` is the column that names failing rows; the query may hold no ``%``.
+    """Judge the profile of what ``query`` gives. ``keys`` are the columns that name a failing row.
 
     Raises Problem, and writes nothing down, when an expectation could not be evaluated.
     """
-    os.environ["GX_ANALYTICS_ENABLED"] = "False"
-    import great_expectations as gx
-    from great_expectations.checkpoint import UpdateDataDocsAction
-
-    logging.getLogger("great_expectations").setLevel(logging.ERROR)
     folder = home() / "gx"
     with _exclusively(folder):
-        context = _context(folder)
-        source = context.data_sources.add_postgres(
-            "warehouse", connection_string=warehouse.url(settings).render_as_string(hide_password=False)
-        )
-        batch = source.add_query_asset(subject, query=query).add_batch_definition_whole_table("whole")
-        with contextlib.suppress(gx.exceptions.DataContextError):
-            context.suites.delete(subject)
-        suite = context.suites.add(gx.ExpectationSuite(subject, expectations=list(expectations)))
-        definition = context.validation_definitions.add(gx.ValidationDefinition(name=subject, data=batch, suite=suite))
-        detail: dict[str, Any] = {"result_format": "COMPLETE", "partial_unexpected_count": 20}
-        if key:
-            detail["unexpected_index_column_names"] = [key]
-        checkpoint = context.checkpoints.add(
-            gx.Checkpoint(
-                name=subject,
-                validation_definitions=[definition],
-                actions=[UpdateDataDocsAction(name="docs", site_names=["lyrebird"])],
-                result_format=detail,
-            )
-        )
         started = datetime.now(UTC)
-        result = next(iter(checkpoint.run().run_results.values()))
+        results = validate(folder, subject, bounds)
         page = _upload(objects, folder / "site", since=started)
-    errors = [error["exception_message"] for item in result.results for error in _exceptions(item.exception_info)]
-    if errors:  # no verdict: a server that went away says nothing about the data
-        raise Problem(
-            f"the audit of {subject} could not be done: {errors[0].strip().splitlines()[0][:300]}",
-            "Run it again when `lyrebird status` shows the servers running",
-        )
-    failed = [_failure(item, key) for item in result.results if not item.success]
-    worst = "critical" if any(item["severity"] == "critical" for item in failed) else "none"
-    if worst == "none" and failed:
-        worst = "warning" if any(item["severity"] == "warning" for item in failed) else "info"
-    docs = f"{settings.pages_url}/{page}" if settings.pages_url and page else page
+    failed = [
+        _failure(item, bound, _failing_rows(settings, query, bound, keys))
+        for item, bound in zip(results, bounds, strict=True)
+        if not item.success
+    ]
+    worst = next(
+        (one for one in ("critical", "warning", "info") if one in {item["severity"] for item in failed}), "none"
+    )
     verdict = Verdict(
         accepted=worst != "critical",
         severity=worst,
         reason="; ".join(item["what"] for item in failed if item["severity"] == worst)[:1000],
         failed=failed,
-        docs=docs,
+        docs=f"{settings.pages_url}/{page}" if settings.pages_url and page else page,
     )
     with closing(warehouse.connect(settings)) as db, db, db.cursor() as sql:
         sql.execute(
             "insert into ops.audit (subject, kind, domain, severity, success, expectations, failed, statistics, "
             "docs_url) values (%s, %s, %s, %s, %s, %s, %s, %s, %s)",
             (
-                *(subject, kind, domain, worst, verdict.accepted, len(result.results)),
+                *(subject, kind, domain, worst, verdict.accepted, len(bounds)),
                 *(json.dumps(failed, default=str), json.dumps(statistics, default=str), page),
             ),
         )
@@ -119,8 +96,60 @@ def run(
     return verdict
 
 
+def validate(folder: Path, subject: str, bounds: Sequence[Bound]) -> list[Any]:
+    """Great Expectations' result for each range, in their order; its pages are written below ``folder``.
+
+    Raises Problem when an expectation could not be evaluated: that says nothing about the data.
+    """
+    os.environ["GX_ANALYTICS_ENABLED"] = "False"
+    import great_expectations as gx
+    import great_expectations.expectations as gxe
+    import pandas as pd
+    from great_expectations.checkpoint import UpdateDataDocsAction
+
+    logging.getLogger("great_expectations").setLevel(logging.ERROR)
+    context = _context(folder)
+    batch = (
+        context.data_sources.add_pandas("profile")
+        .add_dataframe_asset(subject)
+        .add_batch_definition_whole_dataframe("whole")
+    )
+    expectations = [
+        gxe.ExpectColumnMaxToBeBetween(
+            column=bound.number,
+            min_value=bound.low,
+            max_value=bound.high,
+            severity=bound.severity,
+            notes=bound.notes,
+        )
+        for bound in bounds
+    ]
+    with contextlib.suppress(gx.exceptions.DataContextError):
+        context.suites.delete(subject)
+    suite = context.suites.add(gx.ExpectationSuite(subject, expectations=expectations))
+    definition = context.validation_definitions.add(gx.ValidationDefinition(name=subject, data=batch, suite=suite))
+    checkpoint = context.checkpoints.add(
+        gx.Checkpoint(
+            name=subject,
+            validation_definitions=[definition],
+            actions=[UpdateDataDocsAction(name="docs", site_names=["lyrebird"])],
+            result_format={"result_format": "SUMMARY"},
+        )
+    )
+    line = pd.DataFrame({bound.number: [bound.value] for bound in bounds})
+    [result] = checkpoint.run(batch_parameters={"dataframe": line}).run_results.values()
+    errors = [error["exception_message"] for item in result.results for error in _exceptions(item.exception_info)]
+    if errors:
+        raise Problem(
+            f"the audit of {subject} could not be done: {errors[0].strip().splitlines()[0][:300]}",
+            "Run it again; if it fails the same way, report it with this sentence",
+        )
+    found = {item.expectation_config.kwargs["column"]: item for item in result.results}
+    return [found[bound.number] for bound in bounds]
+
+
 def accept(settings: Settings, subject: str) -> None:
-    """Take what was judged last of the subject as accepted: the next one is compared with it."""
+    """Take what was judged last of the subject as accepted: what comes next is compared with it, and learnt anew."""
     with closing(warehouse.connect(settings)) as db, db, db.cursor() as sql:
         sql.execute(
             "insert into ops.audit (subject, kind, domain, severity, success, expectations, failed, statistics, "
@@ -130,35 +159,51 @@ def accept(settings: Settings, subject: str) -> None:
         )
 
 
-def last_accepted(settings: Settings, subject: str) -> dict[str, Any]:
-    """Statistics of the subject's last accepted audit; empty before the first."""
+def accepted(settings: Settings, subject: str) -> list[dict[str, Any]]:
+    """Profiles of the subject's last accepted audits, the latest first; empty before the first.
+
+    What a person accepted although it was critical is a new beginning: nothing before it counts. Nor does anything
+    from before a withdrawal that has taken much, which leaves no rows in the statistics.
+    """
     with closing(warehouse.connect(settings)) as db, db, db.cursor() as sql:
         sql.execute(
-            "select statistics from ops.audit where subject = %s and success order by id desc limit 1", (subject,)
+            "select statistics, severity from ops.audit where subject = %s and success order by id desc limit %s",
+            (subject, HISTORY),
         )
-        row = sql.fetchone()
-    return dict(row[0]) if row else {}
+        found: list[dict[str, Any]] = []
+        for statistics, severity in sql.fetchall():
+            if not statistics.get("rows"):
+                break
+            found.append(statistics)
+            if severity == "critical":
+                break
+    return found
 
 
-def _failure(item: Any, key: str | None) -> dict[str, Any]:
+def _failing_rows(settings: Settings, query: str, bound: Bound, keys: Sequence[str]) -> list[str]:
+    """Keys of rows that speak against the range, at most :data:`KEPT`."""
+    if bound.rows is None or not keys:
+        return []
+    name = quoted.SQL(" || '|' || ").join(quoted.SQL("{}::text").format(quoted.Identifier(key)) for key in keys)
+    with closing(warehouse.connect(settings)) as db, db, db.cursor() as sql:
+        sql.execute(
+            quoted.SQL("with audited as ({}) select {} from audited where {} limit {}").format(
+                quoted.SQL(query), name, bound.rows, quoted.Literal(KEPT)
+            )
+        )
+        return [str(key) for (key,) in sql.fetchall()]
+
+
+def _failure(item: Any, bound: Bound, keys: list[str]) -> dict[str, Any]:
     """One failed expectation in plain words."""
-    config = item.expectation_config
-    about = {k: v for k, v in config.kwargs.items() if k not in ("batch_id", "severity") and v is not None}
-    observed = item.result.get("observed_value", item.result.get("unexpected_percent"))
-    name = config.type.removeprefix("expect_").replace("_", " ")
-    keys = [row.get(key) for row in item.result.get("unexpected_index_list") or [] if key]
     return {
-        "expectation": config.type,
-        "arguments": about,
-        "severity": str(getattr(config.severity, "value", config.severity)),
-        "observed": observed,
-        "what": f"{_notes(config) or name}: saw {observed}",
-        "keys": keys[:KEPT],
+        "expectation": item.expectation_config.type,
+        "arguments": {"number": bound.number, "min_value": bound.low, "max_value": bound.high},
+        "severity": bound.severity,
+        "observed": bound.value,
+        "what": f"{bound.notes}: saw {bound.value:.4g}",
+        "keys": keys,
     }
-
-
-def _notes(config: Any) -> str:
-    return config.notes if isinstance(config.notes, str) else " ".join(config.notes or [])
 
 
 def _exceptions(info: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -6,23 +6,16 @@ Structure belongs to the page contract, which has put bad records into quarantin
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from storage import warehouse
 from storage.gates import audit as gate
-from storage.gates.profile import NUMBERS, columns_of, profile
+from storage.gates.profile import columns_of, profile
+from storage.gates.ranges import bounds, with_drift
 from storage.objects import Objects
 from storage.settings import Settings
-
-if TYPE_CHECKING:
-    import great_expectations as gx
-
-ENOUGH = 100  # rows from which on a distribution says something
-FEW = 20  # rows up to which a change of size says nothing
-SHIFT = 0.25  # nats of Kullback-Leibler divergence from the shares accepted last
-SHRINK, GROW = 0.5, 4.0  # a snapshot may become so much smaller or larger from one load to the next
 
 
 def audit(
@@ -36,14 +29,16 @@ def audit(
     *,
     quarantine_share: float,
     only: Collection[str] | None = None,
+    fields: Mapping[str, str] | None = None,
 ) -> gate.Verdict:
     """Judge a load of ``raw.<table>``: by its own rows in mode ``append``, else by what the table becomes with it.
 
     Past ``quarantine_share`` of its records in quarantine it is rejected; notes of what never came do not count.
     ``only`` names the columns that the source still has, where they may change: one that it gave up has to empty.
+    ``fields`` are the PostgreSQL types of the fields of its documents, where it gives documents.
     """
     subject = f"load.{table}"
-    before = gate.last_accepted(settings, subject)
+    history = gate.accepted(settings, subject)
     query = (
         f'select * from raw."{table}" where _load = {int(load)}' if mode == "append" else _state(source, table, load)
     )
@@ -52,9 +47,9 @@ def audit(
         rows, versions = warehouse.first(sql)
         sql.execute("select count(*) from ops.quarantine where source = %s and load = %s and counted", (source, load))
         (quarantined,) = warehouse.first(sql)
-        columns = columns_of(db, "raw", table)
-        columns = {name: kind for name, kind in columns.items() if only is None or name in only}
-        now = profile(db, query, columns)
+        columns = columns_of(db, "raw", table, fields)
+        columns = {name: column for name, column in columns.items() if only is None or name in only}
+        now = with_drift(history, profile(db, query, columns, history[0] if history else None, "_key"))
     seen = rows + quarantined
     if quarantined > quarantine_share * seen:
         reason = (
@@ -71,9 +66,9 @@ def audit(
         kind="load",
         domain=domain,
         query=query,
-        expectations=[size(before, mode), *drift(before, now, columns)],
+        bounds=bounds(history, now, columns, mode),
         statistics=now,
-        key="_key",
+        keys=["_key"],
     )
 
 
@@ -88,66 +83,6 @@ def _state(source: str, table: str, load: int) -> str:
             order by r._key, r._load desc, r._position desc
         ) as latest
         where not _deleted"""
-
-
-def size(before: dict[str, Any], mode: str) -> gx.expectations.Expectation:
-    """How many rows there may be, beside the last accepted count."""
-    import great_expectations.expectations as gxe
-
-    old = before.get("rows", 0)
-    if mode == "append" or old < FEW:
-        return gxe.ExpectTableRowCountToBeBetween(min_value=1, severity="critical", notes="there are rows")
-    return gxe.ExpectTableRowCountToBeBetween(
-        min_value=int(SHRINK * old),
-        max_value=int(GROW * old) if mode == "replace" else None,
-        severity="critical",
-        notes=f"there were {old:,} rows before",
-    )
-
-
-def drift(before: dict[str, Any], now: dict[str, Any], columns: dict[str, str]) -> list[Any]:
-    """Learnt ranges: how full a column is (critical when it empties); shares of categories and means (warnings)."""
-    import great_expectations.expectations as gxe
-
-    found: list[Any] = []
-    if min(before.get("rows", 0), now["rows"]) < ENOUGH:
-        return found
-    for name, old in before["columns"].items():
-        if name not in now["columns"]:
-            continue
-        if old["filled"] > 0:
-            found.append(
-                gxe.ExpectColumnProportionOfNonNullValuesToBeBetween(
-                    column=name,
-                    min_value=max(0.0, old["filled"] - 0.2),
-                    max_value=1.0,
-                    severity="critical" if old["filled"] > 0.5 else "warning",
-                    notes=f"{name} was filled to {old['filled']:.0%}",
-                )
-            )
-        if old.get("shares"):
-            found.append(
-                gxe.ExpectColumnKLDivergenceToBeLessThan(
-                    column=name,
-                    partition_object={"values": list(old["shares"]), "weights": list(old["shares"].values())},
-                    threshold=SHIFT,
-                    tail_weight_holdout=0.02,  # what a category that is new may weigh before it counts as a shift
-                    severity="warning",
-                    notes=f"the shares of the values of {name} are about as before",
-                )
-            )
-        if columns.get(name) in NUMBERS and old["mean"] is not None and old["spread"]:
-            margin = old["spread"]
-            found.append(
-                gxe.ExpectColumnMeanToBeBetween(
-                    column=name,
-                    min_value=old["mean"] - margin,
-                    max_value=old["mean"] + margin,
-                    severity="warning",
-                    notes=f"the mean of {name} was {old['mean']:.4g}",
-                )
-            )
-    return found
 
 
 def _refuse(settings: Settings, subject: str, domain: str, statistics: dict[str, Any], reason: str) -> gate.Verdict:

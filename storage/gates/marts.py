@@ -5,15 +5,18 @@ dbt has checked structure (types, keys, nulls, relations) when it built them; he
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from hashlib import md5
 from typing import Any
 
+from psycopg2.extensions import connection
+
 from storage import warehouse
 from storage.errors import Problem
 from storage.gates import audit as gate
-from storage.gates.loads import drift, size
-from storage.gates.profile import columns_of, profile
+from storage.gates.profile import Column, columns_of, profile
+from storage.gates.ranges import Bound, bounds, with_drift
 from storage.objects import Objects
 from storage.settings import Settings
 
@@ -41,20 +44,20 @@ def audit(domain: str, settings: Settings) -> dict[str, gate.Verdict]:
 
 def _audit(domain: str, schema: str, table: str, settings: Settings, objects: Objects) -> gate.Verdict:
     subject = f"mart.{table}"
-    before = gate.last_accepted(settings, subject)
+    history = gate.accepted(settings, subject)
+    before = history[0] if history else {}
     query = f'select * from {schema}."{table}"'
     with closing(warehouse.connect(settings)) as db, db:
+        keys = _keys(db, schema, table)
+        key = keys[0] if keys else None
         columns = columns_of(db, schema, table)
-        now = compared = profile(db, query, columns)
+        now = compared = profile(db, query, columns, before, key)
         if added := _added(before, now):
             name, values = added
-            # by hash: names are anybody's, and Great Expectations' queries may hold neither % nor :
+            # by hash: names are anybody's
             hashes = ", ".join(f"'{md5(value.encode(), usedforsecurity=False).hexdigest()}'" for value in values)
             query += f' where md5("{name}") not in ({hashes})'
-            compared = profile(db, query, columns)
-    expectations = drift(before, compared, columns)
-    if before.get("rows") or table.startswith("mart_"):  # a mart that models are trained from is never empty
-        expectations.append(size(before, "merge"))
+            compared = profile(db, query, columns, before, key)
     return gate.run(
         settings,
         objects,
@@ -62,9 +65,31 @@ def _audit(domain: str, schema: str, table: str, settings: Settings, objects: Ob
         kind="mart",
         domain=domain,
         query=query,
-        expectations=expectations,
-        statistics=now,
+        bounds=expected(table, history, compared, columns),
+        statistics=with_drift(history, now),
+        keys=keys,
     )
+
+
+def expected(
+    table: str, history: Sequence[Mapping[str, Any]], now: Mapping[str, Any], columns: Mapping[str, Column]
+) -> list[Bound]:
+    """The ranges for a mart. It may be empty as long as it was; one that models are trained from never is."""
+    found = bounds(history, now, columns, "merge")
+    if table.startswith("mart_") or (history and history[0]["rows"]):
+        return found
+    return [bound for bound in found if bound.number != "rows"]
+
+
+def _keys(db: connection, schema: str, table: str) -> list[str]:
+    """Columns of the primary key that the mart's contract has; empty where it has none."""
+    with db.cursor() as sql:
+        sql.execute(
+            "select attname from pg_index join pg_attribute on attrelid = indrelid and attnum = any(indkey) "
+            "where indrelid = to_regclass(%s) and indisprimary order by array_position(indkey::int2[], attnum)",
+            (f'{schema}."{table}"',),
+        )
+        return [name for (name,) in sql.fetchall()]
 
 
 def _added(before: dict[str, Any], now: dict[str, Any]) -> tuple[str, list[str]] | None:

@@ -14,6 +14,7 @@ from storage import warehouse
 from storage.errors import Problem
 from storage.gates import audit as gate
 from storage.gates import marts
+from storage.gates.ranges import Bound
 
 Row = tuple[str, str | None, str, float]  # corpus, title, key, length
 ROWS = 300
@@ -26,7 +27,10 @@ class Candidate:
     def audit(self, rows: list[Row]) -> gate.Verdict:
         with closing(warehouse.connect(self.stack.settings("transformer"))) as db, db, db.cursor() as sql:
             sql.execute("drop table if exists marts_next_music.mart_pieces")
-            sql.execute("create table marts_next_music.mart_pieces (corpus text, title text, key text, length float)")
+            sql.execute(
+                "create table marts_next_music.mart_pieces "
+                "(corpus text, title text, key text, length float, id serial primary key)"
+            )
             sql.executemany("insert into marts_next_music.mart_pieces values (%s, %s, %s, %s)", rows)
         return marts.audit("music", self.stack.settings("transformer"))["mart_pieces"]
 
@@ -66,9 +70,9 @@ def page_of(candidate: Candidate) -> str:
         (lambda: pieces("chorales"), "none", ""),
         (lambda: pieces("chorales", count=ROWS // 3), "critical", "there were 300 rows before: saw 100"),
         (list, "critical", "rows before: saw 0"),
-        (lambda: pieces("chorales", titled=False), "critical", "title was filled to 100%: saw 0"),
-        (lambda: pieces("chorales", scale=3), "warning", "the mean of length was"),
-        (lambda: [(*row[:2], "A", row[3]) for row in pieces("chorales")], "warning", "the shares of the values of key"),
+        (lambda: pieces("chorales", titled=False), "critical", "title: was filled to 100%: saw 0"),
+        (lambda: pieces("chorales", scale=3), "warning", "length: the mean was"),
+        (lambda: [(*row[:2], "A", row[3]) for row in pieces("chorales")], "warning", "key: the values are shared out"),
     ],
     ids=["same", "shrunk", "empty", "emptied column", "unit changed", "one category"],
 )
@@ -91,12 +95,23 @@ def test_a_new_origin_is_no_drift_of_the_others_and_hides_none(candidate: Candid
 
 
 def test_an_audit_that_could_not_be_done_is_no_verdict(candidate: Candidate, monkeypatch: pytest.MonkeyPatch) -> None:
-    import great_expectations.expectations as gxe
-
-    unknown = gxe.ExpectColumnMeanToBeBetween(column="nosuch", min_value=0, max_value=1)
-    monkeypatch.setattr(marts, "drift", lambda *_: [unknown])
-    with pytest.raises(Problem, match=r"the audit of mart.mart_pieces could not be done: .*nosuch"):
+    odd = Bound("nosuch", "no number", 0.0, 1.0, "critical", "cannot be compared")  # type: ignore[arg-type]
+    monkeypatch.setattr(marts, "bounds", lambda *_: [odd])
+    with pytest.raises(Problem, match=r"the audit of mart.mart_pieces could not be done: "):
         candidate.audit(pieces("chorales"))
     with closing(warehouse.connect(candidate.stack.settings("admin"))) as db, db, db.cursor() as sql:
         sql.execute("select count(*) from ops.audit where subject = 'mart.mart_pieces'")
         assert warehouse.first(sql) == (1,)
+
+
+def test_keys_of_failing_rows_are_kept_and_no_more_than_a_hundred(candidate: Candidate) -> None:
+    spoiled = [
+        (corpus, None if n % 2 else title, key, size) for n, (corpus, title, key, size) in enumerate(pieces("chorales"))
+    ]
+    verdict = candidate.audit(spoiled)
+    emptied = next(one for one in verdict.failed if one["arguments"]["number"] == "title: filled at least")
+    assert len(emptied["keys"]) == gate.KEPT
+    assert all(spoiled[int(key) - 1][1] is None for key in emptied["keys"])
+    with closing(warehouse.connect(candidate.stack.settings("admin"))) as db, db, db.cursor() as sql:
+        sql.execute("select failed from ops.audit where subject = 'mart.mart_pieces' order by id desc limit 1")
+        assert emptied in warehouse.first(sql)[0]

@@ -9,13 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, get_args
 
 import psutil
 import psycopg2
 import pytest
+import yaml
 from psycopg2.errors import InsufficientPrivilege
 from support import Stack
 
@@ -23,7 +24,7 @@ from storage import roles, warehouse
 from storage.documents import Documents
 from storage.errors import Problem
 from storage.objects import Objects
-from storage.settings import Role, from_variables
+from storage.settings import Role, checkout, from_variables
 
 ROLES = get_args(Role)
 
@@ -222,7 +223,18 @@ FORBIDDEN = {
     "make a database": "create database mine",
     "end the connections of others": "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'admin'",
     "drop a schema of the platform": "drop schema ops cascade",
+    "act as the server's owner": "set session authorization postgres",
+    "list folders": "select pg_ls_dir('/')",
+    "write files": "copy (select 1) to '/tmp/mine'",
+    "bring files in": "select lo_import('/etc/passwd')",
+    "reach other servers": "create extension dblink",
+    "load code": "create function mine() returns int language c as '/tmp/mine', 'mine'",
+    "raise the limit of its connections": "alter role {role} connection limit -1",
+    "lift the timeout of everybody": "alter database lyrebird set statement_timeout = 0",
+    "lock the marts of readers": "lock table marts.probe in access exclusive mode",
+    "follow all changes": "create publication mine for all tables",
 }
+OF_ITS_OWN = {"lock the marts of readers": "transformer"}  # who made the marts may
 
 
 @pytest.mark.parametrize("role", [role for role in ROLES if role != "admin"])
@@ -233,7 +245,7 @@ def test_no_role_can_leave_its_place(stack: Stack, tables: None, role: Role) -> 
         for what, statement in FORBIDDEN.items():
             db.autocommit = what in ("make a database", "change settings")  # never in a transaction
             done = allowed(db, statement.format(role=role, other=other))
-            assert not done, what
+            assert done == (OF_ITS_OWN.get(what) == role), what
         db.autocommit = False
         assert allowed(db, "create schema mine") == (role == "transformer")
         assert allowed(db, "create temporary table mine (a int)") == (role != "analyst")
@@ -255,6 +267,40 @@ def test_what_a_role_makes_later_is_closed_to_the_others_too(stack: Stack) -> No
     finally:
         with closing(warehouse.connect(stack.settings("transformer"))) as db, db, db.cursor() as sql:
             sql.execute("drop schema marts_probe_v1 cascade")
+
+
+def test_the_budget_of_a_role_ends_with_a_sentence_and_leaves_the_others_theirs(stack: Stack) -> None:
+    with closing(warehouse.connect(stack.settings("admin"))) as db, db.cursor() as sql:
+        sql.execute("select rolname, rolconnlimit from pg_roles where rolname = any(%s)", (list(ROLES),))
+        limits = dict(sql.fetchall())
+        sql.execute("select current_setting('max_connections')::int")
+        (most,) = warehouse.first(sql)
+    assert limits.pop("admin") == -1  # who mends gets in
+    assert all(limit > 0 for limit in limits.values())
+    airflow, mlflow, reserved, spare = 4 * (3 + 7), 4, 3, 6  # pools of Airflow's four processes and of MLflow
+    assert sum(limits.values()) + airflow + mlflow + reserved + spare <= most
+    compose = yaml.safe_load((checkout() / "docker-compose.yml").read_text())["services"]["postgres"]["command"]
+    assert int(compose[-1].removeprefix("max_connections=")) >= most
+    with ExitStack() as held:
+        for _ in range(limits["transformer"]):
+            held.enter_context(closing(warehouse.connect(stack.settings("transformer"))))
+        with pytest.raises(Problem, match=r"no connection left for transformer: .*too many connections for role"):
+            warehouse.connect(stack.settings("transformer"))
+        for role in ("loader", "trainer", "analyst"):
+            warehouse.connect(stack.settings(role)).close()  # type: ignore[arg-type]
+    warehouse.connect(stack.settings("transformer")).close()
+
+
+def test_a_statement_of_the_analyst_ends_by_itself_and_so_does_a_transaction_left_open(stack: Stack) -> None:
+    with closing(warehouse.connect(stack.settings("analyst"))) as db, db.cursor() as sql:
+        for name in ("statement_timeout", "idle_in_transaction_session_timeout"):
+            sql.execute("select setting::int, source from pg_settings where name = %s", (name,))
+            milliseconds, source = warehouse.first(sql)
+            assert 0 < milliseconds <= 600_000
+            assert source == "user"  # from the role, not from this session
+        sql.execute("set statement_timeout = '50ms'")
+        with pytest.raises(psycopg2.errors.QueryCanceled):
+            sql.execute("select pg_sleep(5)")
 
 
 # ---------------------------------------------------------------- objects

@@ -54,7 +54,7 @@ def constraints(world: World) -> Counter:
 
 def declared(home: Path) -> Counter:
     """The same out of dbt's manifest."""
-    manifest = json.loads((home / "dbt" / "birds-core" / "manifest.json").read_text())
+    manifest = json.loads((home / "dbt" / "birds" / "by-hand" / "core" / "manifest.json").read_text())
     counts: Counter = Counter()
     for node in manifest["nodes"].values():
         if node["resource_type"] == "model" and node["fqn"][1] == "core" and node["config"]["contract"]["enforced"]:

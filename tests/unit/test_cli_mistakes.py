@@ -175,7 +175,7 @@ MISTAKES = [
     (["evaluate", "translation", "--source", "/no/s", "--reference", "/no/r"], "cannot read /no/s: No such file"),
     (["ingest", "aviary", "--since", "2026-01-01"], "--since and --until are the two ends of an interval. Give both"),
     (["ingest", "aviary", "--until", "2026-01-01"], "--since and --until are the two ends of an interval. Give both"),
-    (["warehouse", "rollback", "fish"], "there is no domain fish. The domains: birds, music, text, platform"),
+    (["marts", "rollback", "fish"], "there is no domain fish. The domains: birds, music, text, platform"),
 ]
 
 
@@ -188,7 +188,7 @@ WITHOUT_SERVERS = [
     ["ingest", "aviary"], ["audit", "aviary"], ["replay", "aviary"], ["ledger"], ["quarantine", "list"],
     ["quarantine", "show", "1"], ["transform", "birds"], ["transform", "birds", "--step", "core"], ["docs"],
     ["dataset", "list"], ["dataset", "show", "x"], ["dataset", "verify", "x"], ["train", "birds-aviary"],
-    ["warehouse", "rollback", "birds"], ["warehouse", "rebuild"],
+    ["marts", "rollback", "birds"], ["warehouse", "rebuild"],
     ["tasks"], ["model", "list"], ["prediction", "a", "b"], ["identify", "a.wav"],
     ["lineage", "example", "birds", "a"], ["lineage", "example", "birds", "a", "--recompute"],
     ["evaluate", "birds", "--folder", "a", "--labels", "b"],

@@ -1,13 +1,13 @@
 """Sentences that are nearly the same are one leakage group.
 
-Revision ID: 0007
-Revises: 0006
+Revision ID: 0009
+Revises: 0008
 """
 
 from alembic import op
 
-revision = "0007"
-down_revision = "0006"
+revision = "0009"
+down_revision = "0008"
 
 TABLE = """
 create table ml.near_duplicate (
