@@ -508,8 +508,8 @@ def test_one_hostile_file_keeps_no_other_from_coming(
         cycle(stack, xeno_canto.SOURCE)
         assert cycle(stack, xeno_canto.SOURCE) == {"audio": ["published"]}
         assert current(stack, "xeno_canto_audio", "sha256").keys() == small.entries.keys() - {newest}
-        ((payload,),) = query(stack, "select payload from ops.quarantine where resource = 'audio'")
-        assert newest in payload and ("gave text/html" in payload) == (fault == "a page")
+        ((payload, reason),) = query(stack, "select payload, reason from ops.quarantine where resource = 'audio'")
+        assert newest in payload and ("gave text/html" in reason) == (fault == "a page")
         asked = len(server.asked)
         assert cycle(stack, xeno_canto.SOURCE) == {}
         assert len(server.asked) == asked
