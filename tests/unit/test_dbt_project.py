@@ -125,10 +125,13 @@ def test_codes_of_languages_are_unique_and_whole() -> None:
     with (PROJECT / "seeds" / "text" / "languages.csv").open() as file:
         rows = list(csv.DictReader(file))
     for column, length in (("iso_639_3", 3), ("iso_639_1", 2)):
-        codes = [row[column] for row in rows]
+        codes = [row[column] for row in rows if row[column]]
         assert len(codes) == len(set(codes))
         assert {len(code) for code in codes} == {length}
-    assert {"eng", "rus", "deu", "fra", "spa"} <= {row["iso_639_3"] for row in rows}
+    counted = {row["iso_639_3"] for row in rows if not row["counts_as"]}
+    assert {row["counts_as"] for row in rows} - {""} <= counted
+    assert {"eng", "rus", "deu", "fra", "spa"} <= counted
+    assert len({row["name"] for row in rows if row["iso_639_3"] in counted}) == len(counted)
 
 
 def test_nothing_phones_home_and_core_is_never_refreshed() -> None:
@@ -139,13 +142,24 @@ def test_nothing_phones_home_and_core_is_never_refreshed() -> None:
     assert project["models"]["lyrebird"]["marts"]["+contract"] == {"enforced": True}
 
 
-def test_each_training_mart_has_an_exposure_with_an_owner() -> None:
-    exposures = yaml.safe_load((PROJECT / "models" / "exposures.yml").read_text())["exposures"]
-    assert {one["depends_on"][0] for one in exposures} == {
+EXPOSURES = yaml.safe_load((PROJECT / "models" / "exposures.yml").read_text())["exposures"]
+
+
+def test_each_training_mart_has_an_exposure() -> None:
+    exposed = {parent for one in EXPOSURES if one["type"] == "ml" for parent in one["depends_on"]}
+    assert exposed == {
         f"ref('{mart}')"
         for mart in ("mart_birds_training_clips", "mart_music_training_pieces", "mart_translation_training_pairs")
     }
-    assert all(one["owner"]["email"] for one in exposures)
+
+
+def test_the_exposures_of_analyses_name_the_marts_that_they_read() -> None:
+    read: dict[str, set[str]] = {}
+    for path in (PROJECT / "analyses").glob("*.sql"):
+        found = re.findall(r"ref\('\w+'\)", path.read_text())
+        read.setdefault(path.stem.split("_")[0], set()).update(found)
+    exposed = {one["name"]: set(one["depends_on"]) for one in EXPOSURES if one["type"] == "analysis"}
+    assert exposed == {f"{domain}_analyses": marts for domain, marts in read.items()}
 
 
 def test_no_secret_and_no_host_in_the_profile() -> None:

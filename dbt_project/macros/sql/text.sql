@@ -55,8 +55,3 @@
 {% macro words(expression) -%}
     regexp_count({{ expression }} collate pg_c_utf8, '\S*[[:alpha:]]\S*')
 {%- endmacro %}
-
-{#- Tatoeba names Mandarin and the Persian of Iran where our list has the languages that they are part of. -#}
-{% macro language_of_tatoeba(expression) -%}
-    case {{ expression }} when 'cmn' then 'zho' when 'pes' then 'fas' else {{ expression }} end
-{%- endmacro %}

@@ -7,6 +7,8 @@
     ref('key_span'),
     ref('piece_roll'),
     ref('piece'),
+    ref('score'),
+    ref('edition'),
     ref('instrument'),
     ref('work'),
     ref('composer'),

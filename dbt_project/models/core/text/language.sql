@@ -5,3 +5,4 @@ select
     iso_639_1,
     name
 from {{ ref('languages') }}
+where counts_as is null

@@ -5,7 +5,7 @@ with clips as (
     select
         clips.clip_id,
         recordings.recording_id,
-        recordings.source,
+        recordings.label_set as publisher,
         recordings.group_key,
         recordings.published_split,
         groups.split as recorded_split,

@@ -4,7 +4,7 @@
 with pieces as (
     select
         pieces.piece_id,
-        pieces.source,
+        pieces.corpus as publisher,
         pieces.group_key,
         pieces.published_split,
         rolls.grid,

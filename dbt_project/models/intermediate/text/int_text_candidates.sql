@@ -4,7 +4,7 @@
 with pairs as (
     select
         pairs.pair_id,
-        pairs.source,
+        pairs.corpus as publisher,
         pairs.group_key,
         coalesce(near.cluster_key, pairs.group_key) as cluster_key,
         pairs.published_split,

@@ -72,7 +72,7 @@ tatoeba_pairs as (
         other.language as part,
         links.other_id::integer as line,
         'en' as source_tag,
-        {{ language_of_tatoeba('other.language') }} as target_tag,
+        other.language as target_tag,
         false as is_regional,
         english.text as raw_source,
         english.text as source_text,
@@ -97,7 +97,7 @@ picked_pairs as (
         language as part,
         translation_id::integer as line,
         'en' as source_tag,
-        {{ language_of_tatoeba('language') }} as target_tag,
+        language as target_tag,
         false as is_regional,
         english as raw_source,
         english as source_text,
@@ -121,18 +121,30 @@ pairs as (
     select * from picked_pairs
 ),
 
+tags as (
+    select
+        iso_639_3 as tag,
+        coalesce(counts_as, iso_639_3) as language
+    from {{ ref('languages') }}
+    union all
+    select
+        iso_639_1,
+        coalesce(counts_as, iso_639_3)
+    from {{ ref('languages') }}
+    where iso_639_1 is not null
+),
+
 known as (
     select
         pairs.*,
         'eng' as source_language,
-        languages.iso_639_3 as target_language,
+        tags.language as target_language,
         {{ licence_code('coalesce(pairs.licence, corpora.licence)') }} as licence_code,
         {{ words('pairs.source_text') }} as source_words,
         {{ words('pairs.target_text') }} as target_words,
         {{ normalised_text('pairs.source_text') }} as normalised_source
     from pairs
-    left join {{ ref('languages') }} as languages
-        on pairs.target_tag in (languages.iso_639_1, languages.iso_639_3)
+    left join tags on pairs.target_tag = tags.tag
     left join {{ ref('text_corpora') }} as corpora on pairs.corpus = corpora.corpus
 ),
 

@@ -27,10 +27,14 @@ select
     recordings.snr_db,
     recordists.name as recordist,
     recordings.licence_code as licence,
+    licences.may_redistribute,
+    licences.may_use_commercially,
+    licences.may_change,
     recordings.is_simulated
 from {{ ref('int_birds_candidates') }} as candidates
 inner join {{ ref('clip') }} as clips on candidates.clip_id = clips.clip_id
 inner join {{ ref('recording') }} as recordings on candidates.recording_id = recordings.recording_id
 left join {{ ref('recordist') }} as recordists on recordings.recordist_id = recordists.recordist_id
 left join heard on recordings.recording_id = heard.recording_id
+inner join {{ ref('licence') }} as licences on recordings.licence_code = licences.licence_code
 where candidates.excluded_because is null

@@ -26,10 +26,17 @@ select
     coalesce(notes.parts, 0) as parts,
     notes.lowest_pitch,
     notes.highest_pitch,
+    editions.opus,
+    editions.style,
+    editions.arranger,
+    editions.page_url,
     pieces.fingerprint,
-    pieces.licence_code
+    pieces.licence_code,
+    pieces.fetched_at
 from {{ ref('piece') }} as pieces
 inner join {{ ref('work') }} as works on pieces.work_id = works.work_id
 left join {{ ref('key_span') }} as keys on pieces.piece_id = keys.piece_id and keys.start_quarters = 0
 left join {{ ref('time_span') }} as times on pieces.piece_id = times.piece_id and times.start_quarters = 0
 left join notes on pieces.piece_id = notes.piece_id
+left join {{ ref('score') }} as scores on pieces.score_id = scores.score_id
+left join {{ ref('edition') }} as editions on scores.edition_id = editions.edition_id

@@ -15,6 +15,8 @@ select
     quarantined_count::double precision
     / nullif(record_count + quarantined_count, 0) as quarantine_rate,
     extract(epoch from loaded_at - fetched_at)::double precision as seconds_to_load,
+    -- of a slice of time: how long after its end its data was there
+    extract(epoch from loaded_at - interval_end)::double precision as seconds_late,
     fetched_at,
     loaded_at,
     judged_at,

@@ -12,7 +12,8 @@ select
     length(targets.text) as target_characters,
     links.published_split,
     links.licence_code,
-    coalesce(candidates.excluded_because, 'in training mart') as training_status
+    coalesce(candidates.excluded_because, 'in training mart') as training_status,
+    links.fetched_at
 from {{ ref('link') }} as links
 inner join {{ ref('sentence') }} as sources on links.source_sentence_id = sources.sentence_id
 inner join {{ ref('sentence') }} as targets on links.target_sentence_id = targets.sentence_id

@@ -1,7 +1,59 @@
 -- depends_on: {{ ref('sweep_text') }}
+with excluded_pairs as (
+    select
+        pair_id as key,
+        excluded_because as reason
+    from {{ ref('int_text_candidates') }}
+    where excluded_because is not null
+),
+
+lines as (
+    select
+        corpus,
+        part,
+        language,
+        line,
+        language in ('en', 'eng') as is_english
+    from {{ ref('stg_parallel_files__lines') }}
+),
+
+lines_alone as (
+    select
+        concat_ws('/', 'parallel_files', lines.corpus, lines.part, lines.language, lines.line) as key,
+        'no_partner' as reason
+    from lines
+    where
+        not exists (
+            select 1
+            from lines as partners
+            where
+                partners.corpus = lines.corpus
+                and partners.part = lines.part
+                and partners.line = lines.line
+                and partners.is_english != lines.is_english
+        )
+),
+
+sentences_alone as (
+    select
+        'tatoeba/' || sentences.sentence_id as key,
+        'no_partner' as reason
+    from {{ ref('stg_tatoeba__sentences') }} as sentences
+    left join {{ ref('stg_tatoeba__links') }} as given on sentences.sentence_id = given.sentence_id
+    left join {{ ref('stg_tatoeba__links') }} as taken on sentences.sentence_id = taken.translation_id
+    where given.sentence_id is null and taken.sentence_id is null
+),
+
+excluded as (
+    select * from excluded_pairs
+    union all
+    select * from lines_alone
+    union all
+    select * from sentences_alone
+)
+
 select
     'text' as domain,
-    pair_id as key,
-    excluded_because as reason
-from {{ ref('int_text_candidates') }}
-where excluded_because is not null
+    excluded.key,
+    excluded.reason
+from excluded
