@@ -7,7 +7,7 @@ with scores as (
         sha256,
         bytes,
         null as licence,
-        null as edition_id,
+        null::bigint as edition_id,
         fetched_at
     from {{ ref('stg_music21_corpus__scores') }}
     union all
