@@ -154,6 +154,7 @@ def pairs(count: int, target_language: str = "rus") -> Rows:
             "target_text": f"Удалить файлы: {number} 🐦",
             "source_words": 3,
             "group_key": f"group-{number // 10}",
+            "cluster_key": f"group-{number // 10}",
             "split": split_of(number // 10),
             "split_origin": "assigned",
             "licence": "BSD",

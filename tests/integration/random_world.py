@@ -80,7 +80,7 @@ def _account(number: int, dice: Random) -> dict[str, Any]:
 
 
 def _score(number: int, dice: Random, **more: Any) -> dict[str, Any]:
-    return {"path": f"s{number}.mid", "corpus": "c", "sha256": dice.choice("ab"), "bytes": 10} | more
+    return {"path": f"s{number}.mid", "corpus": "c", "sha256": dice.choice("ab") * 64, "bytes": 10} | more
 
 
 def _mutopia(number: int, dice: Random) -> dict[str, Any]:

@@ -443,7 +443,7 @@ def fill(world: World) -> None:
         + [clip("audio_folder", file) for file in (*(file for file, *_ in files), unlabelled)],
     )
     world.add("music21_corpus_scores", [
-        {"path": f"bach/p{number}.mxl", "corpus": "bach-chorales", "format": "mxl", "sha256": "0", "bytes": 10}
+        {"path": f"bach/p{number}.mxl", "corpus": "bach-chorales", "format": "mxl", "sha256": "0" * 64, "bytes": 10}
         for number in range(12)
     ])  # fmt: skip
     world.add("notes_pieces", [piece(f"p{number}", number) for number in range(12)])

@@ -40,7 +40,7 @@ EXCEPTIONS = [
     (
         "source_fanout",
         "ml.near_duplicate",
-        "which sentences are nearly the same: asked when splits are given (groups) and when they are judged (candidates).",
+        "which sentences are nearly the same: asked when splits are given (groups) and when judged (candidates).",
     ),
     *(
         ("source_fanout", table, "read once as it stands now and once as all its versions, from which history is made.")
