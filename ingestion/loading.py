@@ -39,6 +39,7 @@ from storage.errors import Problem
 from storage.objects import Objects
 
 BATCH = 10_000  # records that a source gives one by one
+ANALYZED = 1_000  # new rows from which on the planner is told; fewer hardly matter to it
 ROWS = 50_000  # of a source's own batches
 PAYLOAD = 4_000  # characters of a quarantined payload that are kept: the whole lies in landing
 REFUSED = 100_000  # keys of quarantined records that are kept in memory
@@ -575,7 +576,15 @@ class _Table:
             )
         for statement in self._indexes:
             self._sql.execute(statement)
-        return self._count if self._has_rows else self._count - self._drop_repeats()
+        new = self._count if self._has_rows else self._count - self._drop_repeats()
+        self._analyze(new)
+        return new
+
+    def _analyze(self, new: int) -> None:
+        """Tell the planner, where a tenth of the table or more is new to it: the transform comes before autovacuum."""
+        self._sql.execute("select greatest(reltuples, 0) from pg_class where oid = %s::regclass", (self._name,))
+        if new > ANALYZED and new * 10 > warehouse.first(self._sql)[0]:
+            self._sql.execute(f"analyze {self._name}")
 
     def _drop_repeats(self) -> int:
         """Take away lines of a first load that repeat the one before of their key, or delete what never was."""

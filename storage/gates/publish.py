@@ -11,6 +11,7 @@ as empty; publishing holds it exclusively.
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import sys
@@ -30,6 +31,7 @@ from storage.settings import Settings
 
 LOCK = warehouse.PUBLISH_LOCK
 READERS = ("analyst", "trainer")
+TRIES = 50  # to take all views at a moment when nobody reads, before we wait in the queue for them
 PATIENCE = 900.0  # seconds until a switch gives up; a reader may hold its lock as long as its statement runs
 Say = Callable[[str], None]
 
@@ -192,7 +194,12 @@ def _columns(db: connection, schema: str, name: str) -> list[tuple[str, str]]:
 
 
 def _switch(db: connection, domain: str, now: Publication | None, new: Publication, *, built: bool) -> None:
-    """Point the views at the new schema in one transaction, however often it has to be tried."""
+    """Point the views at the new schema in one transaction, however often it has to be tried.
+
+    The locks of all views are taken at once. Who waits for the first of them keeps a reader of two marts from its
+    second, who keeps us from ours: so mostly we do not wait, but take them in a moment when nobody reads. Where
+    statements are long there may be no such moment, and now and then we wait: newcomers then queue behind us.
+    """
     schema = transform.next_schema(domain) if built else new.schema
     # a view can be replaced where its columns stay and others follow; else it is dropped and made again
     replaceable = {}
@@ -200,12 +207,16 @@ def _switch(db: connection, domain: str, now: Publication | None, new: Publicati
         shown = _columns(db, "marts", mart)
         replaceable[mart] = shown == _columns(db, schema, mart)[: len(shown)]
     gone = [mart for mart in (now.marts if now else []) if mart not in new.marts]
+    views = [pg.Identifier("marts", mart) for mart in [*gone, *new.marts] if _columns(db, "marts", mart)]
     deadline = time.monotonic() + PATIENCE
     with _exclusive(db):
-        while True:
+        for waits in itertools.cycle([False] * TRIES + [True]):
             try:
                 with db, db.cursor() as sql:
                     sql.execute("set local lock_timeout = '200ms'")
+                    if views:
+                        lock = pg.SQL("lock table {} in access exclusive mode").format(pg.SQL(", ").join(views))
+                        sql.execute(lock if waits else lock + pg.SQL(" nowait"))
                     _point(sql, domain, new, replaceable, gone, built=built)
                 return
             except (psycopg2.errors.LockNotAvailable, psycopg2.errors.DeadlockDetected) as error:
@@ -215,7 +226,7 @@ def _switch(db: connection, domain: str, now: Publication | None, new: Publicati
                         "End the long statements (pg_stat_activity shows them), then run "
                         f"`lyrebird transform {domain} --step publish`",
                     ) from error
-                time.sleep(random.uniform(0.05, 0.25))
+                time.sleep(random.uniform(0.05, 0.25) if waits else random.uniform(0, 0.01))
             except psycopg2.errors.DependentObjectsStillExist as error:
                 raise Problem(
                     f"a mart of {domain} has other columns now, and a view reads it: {error.diag.message_detail}",

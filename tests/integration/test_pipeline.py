@@ -118,6 +118,20 @@ def test_versions_are_kept_and_the_latest_published_counts(stack: Stack) -> None
     ]
 
 
+def test_the_planner_is_told_of_a_table_that_has_grown(stack: Stack) -> None:
+    upstream = Upstream("grown")
+    known = "select reltuples from pg_class where oid = 'raw.grown_things'::regclass"
+    upstream.pages = [[{"id": str(number), "value": number} for number in range(1_500)]]
+    cycle(stack, upstream)
+    assert rows(stack, known) == [(1_500,)]
+    upstream.pages.append([{"id": f"more {number}", "value": number} for number in range(10)])
+    cycle(stack, upstream)
+    assert rows(stack, known) == [(1_500,)]  # it hardly matters
+    upstream.pages.append([{"id": f"many {number}", "value": number} for number in range(1_200)])
+    cycle(stack, upstream)
+    assert rows(stack, known) == [(2_710,)]
+
+
 def test_a_snapshot_deletes_what_it_no_longer_holds(stack: Stack) -> None:
     upstream = Upstream("snapshot", mode="replace")
     upstream.pages = [[{"id": "a", "value": 1}, {"id": "b", "value": 2}]]

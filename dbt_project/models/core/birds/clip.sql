@@ -1,4 +1,4 @@
-{{ config(unique_key='clip_id') }}
+{{ config(unique_key='clip_id', indexes=[{'columns': ['recording_id']}]) }}
 
 -- A clip whose recording is gone, or was cut from an earlier audio file of it, is no longer of this recording.
 select

@@ -1,4 +1,4 @@
-{{ config(unique_key='detection_id') }}
+{{ config(unique_key='detection_id', indexes=[{'columns': ['species_id']}]) }}
 
 select
     detection_id,

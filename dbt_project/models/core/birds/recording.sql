@@ -1,4 +1,4 @@
-{{ config(unique_key='recording_id') }}
+{{ config(unique_key='recording_id', indexes=[{'columns': ['recordist_id']}, {'columns': ['place_id']}]) }}
 
 -- sex and age are at times written under "type"
 with said as (

@@ -1,4 +1,4 @@
-{{ config(unique_key=['recording_id', 'species_id']) }}
+{{ config(unique_key=['recording_id', 'species_id'], indexes=[{'columns': ['species_id']}]) }}
 
 select
     recording_id,

@@ -1,4 +1,4 @@
-{{ config(unique_key='piece_id') }}
+{{ config(unique_key='piece_id', indexes=[{'columns': ['work_id']}, {'columns': ['score_id']}]) }}
 
 select
     pieces.piece_id,

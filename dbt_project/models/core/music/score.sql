@@ -1,4 +1,4 @@
-{{ config(unique_key='score_id') }}
+{{ config(unique_key='score_id', indexes=[{'columns': ['edition_id']}]) }}
 
 select
     score_id,

@@ -1,4 +1,4 @@
-{{ config(unique_key='pair_id') }}
+{{ config(unique_key='pair_id', indexes=[{'columns': ['source_sentence_id']}, {'columns': ['target_sentence_id']}]) }}
 
 select
     pair_id,
