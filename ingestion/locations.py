@@ -2,7 +2,8 @@
 
 A location is a root and nothing above it: names are relative, with ``/`` between folders, and a name, a link on a web
 page or a symbolic link that leads out of the root is refused. Hidden files (a part that begins with a dot) are not
-listed: they are the litter of file managers and version control.
+listed: they are the litter of file managers and version control. A name with ``..`` in it, which others can give an
+object and a server can make up, is listed like any other: who asks for that file is told why it cannot be had.
 
 Web servers are asked through :mod:`ingestion.web` and nothing else, so its rates, bounds and resumed downloads hold
 here too. What FTP and SFTP servers say is bounded in bytes and time as well, and checked. HDFS is there because fsspec
@@ -336,10 +337,12 @@ class _Web(_Root):
         if not self._is_directory:
             yield self._entry(self._url, self.name)
             return
-        links = self._files_below(deep)
-        yield from self._web.each(
-            links, lambda link: self._entry(link, unquote(link.removeprefix(self._base))), _AT_ONCE
-        )
+        yield from self._web.each(self._files_below(deep), self._linked, _AT_ONCE)
+
+    def _linked(self, link: str) -> Entry:
+        name = unquote(link.removeprefix(self._base))
+        # an address with .. in it is another one by the time it is asked for
+        return self._entry(link, name) if is_safe(name) else Entry(name, None, None)
 
     def _files_below(self, deep: bool) -> Iterator[str]:
         seen, waiting = {self._base}, [self._base]
@@ -352,7 +355,7 @@ class _Web(_Root):
                 _count(len(seen), self._url)
                 if not link.endswith("/"):
                     yield link
-                elif deep:
+                elif deep and is_safe(unquote(link.removeprefix(self._base)).rstrip("/")):
                     waiting.append(link)
 
     def _links(self, folder: str) -> list[str]:
@@ -368,9 +371,8 @@ class _Web(_Root):
             name = unquote(link.removeprefix(folder))
             if not link.startswith(folder) or "?" in link or not name:
                 continue
-            if any(part.startswith(".") for part in name.split("/")):  # hidden, or up
-                continue
-            links.add(link)
+            if not _is_hidden(name):
+                links.add(link)
         return sorted(links)
 
     def _page(self, url: str) -> bytes | None:
@@ -461,9 +463,11 @@ class _Remote(_Root):
                 name = str(one["name"]).removeprefix(base)
                 seen += 1
                 _count(seen, self._shown)
-                if any(part.startswith(".") or not part for part in name.split("/")):
+                if not name or _is_hidden(name):
                     continue
-                if one["type"] == "link":
+                if not is_safe(name):
+                    yield self._entry(one, name)
+                elif one["type"] == "link":
                     yield from self._linked(base + name, name)
                 elif one["type"] != "directory":
                     yield self._entry(one, name)
@@ -650,7 +654,9 @@ class _Ftp(_Remote):
                     copy.restart()  # the rest of another version would not fit
                 begun.update(now)
                 self._client.retrbinary(f"RETR {address}", copy.write, 1 << 16, rest=copy.size or None)
-                if (size := self._size(address)) is not None and size != copy.size:
+                told = self._size(address)
+                size = now["size"] if told is None else told  # the listing knows it too
+                if size != copy.size:
                     raise EOFError(f"gave {copy.size:,} of {size:,} bytes")
 
             self._tried(rest, _seconds(most), name)
@@ -896,7 +902,7 @@ class _Bucket(_Root):
         # pyarrow's listing tells sizes and times; fsspec's wrapper asks for them one by one
         for facts in self._client.get_file_info(FileSelector(self._prefix, recursive=deep)):
             name = facts.path.removeprefix(f"{self._prefix}/")
-            if facts.type == FileType.File and not any(part.startswith(".") for part in name.split("/")):
+            if facts.type == FileType.File and not _is_hidden(name):
                 yield Entry(name, facts.size, self._etag(facts))
 
     def entry(self, name: str) -> Entry:
@@ -988,10 +994,18 @@ class _Copy:
         self.size = 0
 
 
+def is_safe(name: str) -> bool:
+    """Whether a name is one below the root, whatever reads it: others name objects, and make up listings."""
+    return "\\" not in name and "\x00" not in name and not {"", ".", ".."} & set(name.split("/"))
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
+
+
 def _safe(name: str, url: str) -> str:
     """The name, if it stays below the root."""
-    parts = name.split("/")
-    if name.startswith("/") or "\\" in name or "\x00" in name or any(part in ("", ".", "..") for part in parts):
+    if not is_safe(name):
         raise Unusable(
             f"{name!r} is not a name below {url}", "Use a relative name with / between folders and without .."
         )

@@ -524,7 +524,7 @@ def options(source: Source) -> dict[str, Any]:
             f"Its options: {', '.join(known)}",
         )
     share = values.get("quarantine_share", 0)
-    if not isinstance(share, int | float) or not 0 <= share <= 1:
+    if not isinstance(share, int | float) or isinstance(share, bool) or not 0 <= share <= 1:
         raise Problem(f"{given.options_file()}: quarantine_share of {source.name} is {share!r}", "It is from 0 to 1")
     return {**known, **values}
 

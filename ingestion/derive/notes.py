@@ -181,15 +181,16 @@ def _heard_notes(landed: Landed) -> pa.RecordBatch:
     except MidiError as error:
         raise BadPage(error.reason) from error
     names = pa.array([_shown(track) or None for track in heard.tracks], pa.string())
+    parts = pa.array(heard.parts)
     columns = {
-        "piece_id": pa.repeat(pa.scalar(_piece_id(landed, None)), len(heard.onsets)),
-        "note": np.arange(len(heard.onsets)),
-        "part": heard.parts,
-        "instrument": names.take(pa.array(heard.parts)),
-        "onset_quarters": heard.onsets,
-        "duration_quarters": heard.durations,
-        "pitch": heard.pitches,
-        "velocity": heard.velocities,
+        "piece_id": pa.repeat(pa.scalar(_piece_id(landed, None)), len(parts)),
+        "note": pa.array(np.arange(len(parts))),
+        "part": parts,
+        "instrument": names.take(parts) if len(names) > 1 else pa.repeat(names[0], len(parts)),
+        "onset_quarters": pa.array(heard.onsets),
+        "duration_quarters": pa.array(heard.durations),
+        "pitch": pa.array(heard.pitches),
+        "velocity": pa.array(heard.velocities),
     }
     return pa.record_batch([columns[field.name] for field in NOTES], schema=NOTES)
 

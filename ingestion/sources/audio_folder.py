@@ -25,7 +25,7 @@ from typing import Any
 import pyarrow as pa
 
 from ingestion.contract import LOCATION, Bad, BadPage, Context, Gone, Landed, Page, Record, Resource, Source, describe
-from ingestion.locations import fingerprint
+from ingestion.locations import fingerprint, is_safe
 from storage.errors import Problem
 
 REQUIRED = ("file", "scientific_name")
@@ -149,6 +149,10 @@ def _fetch_audio(context: Context) -> Iterator[Page | Gone]:
     changed = [entry for entry in entries if entry.etag is None or known.get(entry.name) != entry.etag]
     for entry in changed:
         suffix = PurePosixPath(entry.name).suffix.lower()
+        if not is_safe(entry.name):
+            reason = f"{entry.name!r} is not a name below {location.url}"
+            yield Page(entry.name, b"", cursor, audio.CONTENT_TYPES[suffix], {"file": entry.name, "missing": reason})
+            continue
         small = entry.size is not None and entry.size <= _IN_MEMORY
         yield Page(
             name=entry.name,
@@ -183,6 +187,9 @@ def _known(context: Context) -> dict[str, str | None]:
 
 
 def _parse_audio(page: Landed) -> Iterator[Record | Bad]:
+    if "missing" in page.meta:
+        yield Bad({"file": page.meta["file"]}, page.meta["missing"], counted=False)
+        return
     yield {
         "file": page.meta["file"],
         "sha256": page.sha256,

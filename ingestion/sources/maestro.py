@@ -163,7 +163,7 @@ def parse(landed: Landed) -> Iterator[Record | Bad]:
             "split": SPLITS[line["split"]],
             "year": int(line["year"]),
             "duration_s": float(line["duration"]),
-            "audio_filename": line["audio_filename"],
+            "audio_filename": line["audio_filename"] or None,
             "sha256": landed.sha256,
             "bytes": landed.size,
             "licence": LICENCE,

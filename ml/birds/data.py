@@ -117,13 +117,21 @@ def vocabulary(clips: Clips) -> list[str]:
     return labels
 
 
-def shuffled(clips: Clips, labels: Sequence[str], samples: int, size: int, seed: int) -> Iterator[Batch]:
-    """One pass over the clips in a random order that `seed` fixes, cut at random places. The last batch may be
+class Draw(NamedTuple):
+    """What a batch is made of: rows, where each is cut (0 to 1), and the seed of what is drawn on it."""
+
+    rows: list[int]
+    starts: list[float]
+    seed: int
+
+
+def shuffled(count: int, size: int, seed: int) -> list[Draw]:
+    """One pass over `count` clips in a random order that `seed` fixes, cut at random places. The last batch may be
     smaller."""
     random = np.random.default_rng(seed)
-    order = random.permutation(len(clips))
-    truth = torch.from_numpy(clips.targets(labels).astype(np.float32))
-    for first in range(0, len(order), size):
+    order = random.permutation(count)
+    drawn = []
+    for first in range(0, count, size):
         rows = order[first : first + size].tolist()
-        wave = clips.waves(rows, samples, random.random(len(rows)).tolist())
-        yield Batch(wave, truth[rows], int(random.integers(2**62)))
+        drawn.append(Draw(rows, random.random(len(rows)).tolist(), int(random.integers(2**62))))
+    return drawn

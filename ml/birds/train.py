@@ -5,7 +5,7 @@ Leaves a run folder that is the model: `ml.birds.identify.load(RUN)` needs nothi
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ml.birds import pictures
-from ml.birds.data import Batch, Clips, shuffled, vocabulary
+from ml.birds.data import Batch, Clips, Draw, shuffled, vocabulary
 from ml.birds.evaluate import SPLIT, Heard, hear, measure, probabilities
 from ml.birds.features import mix, shift_and_gain
 from ml.birds.identify import NONE, Identifier
@@ -69,12 +69,18 @@ class BirdTask:
     def __init__(self, network: BirdNetwork, train: Clips, valid: Clips, labels: Sequence[str], batch: int) -> None:
         self.model: torch.nn.Module = network
         self._network, self._train, self._valid, self._labels, self._batch = network, train, valid, labels, batch
-        self._valid_truth = torch.from_numpy(valid.targets(labels).astype(np.float32))
+        self._truth, self._valid_truth = (
+            torch.from_numpy(c.targets(labels).astype(np.float32)) for c in (train, valid)
+        )
 
-    def train_batches(self, epoch: int, seed: int) -> Iterator[Batch]:
+    def plan(self, epoch: int, seed: int) -> list[Draw]:
         """One pass over the train split, in an order that epoch and seed fix."""
         fixed = int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> 1)
-        yield from shuffled(self._train, self._labels, self._network.config.window, self._batch, fixed)
+        return shuffled(len(self._train), self._batch, fixed)
+
+    def batch(self, item: Draw) -> Batch:
+        wave = self._train.waves(item.rows, self._network.config.window, item.starts)
+        return Batch(wave, self._truth[item.rows], item.seed)
 
     def loss(self, batch: Batch) -> Tensor:
         """Cross-entropy of a batch whose clips are turned round in time, made louder or softer, mixed and masked."""
@@ -119,7 +125,8 @@ def train(uri: str, run: Path, model: ModelConfig, config: TrainConfig, resume: 
     _start_at_prior(network, clips.targets(labels))
     settings = {"model": dataclasses.asdict(model), "train": dataclasses.asdict(config)}
     settle(run, {"family": FAMILY, "dataset": version.id, **settings}, resume)
-    fit(BirdTask(network, clips, valid, labels, config.batch), config, run, resume)
+    if not fit(BirdTask(network, clips, valid, labels, config.batch), config, run, resume):
+        return
 
     commonest = _commonest(clips)
     about: dict[str, Any] = {

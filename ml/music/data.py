@@ -6,6 +6,7 @@ every transposition of a piece.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -150,29 +151,42 @@ def crop(piece: Piece, start: int, length: int, semitones: int = 0) -> tuple[Des
     return read[start:end], piece.around[start:end], read.ids[start + 1 : end + 1]
 
 
-def batches(pieces: Sequence[Piece], context: int, size: int, transpose: int, seed: Sequence[int]) -> Iterator[Batch]:
-    """One pass over the pieces: random crops of at most `context` tokens, as many of each as cover it, transposed.
+class Crop(NamedTuple):
+    """Which piece, from which position, and how far transposed."""
+
+    piece: int
+    start: int
+    semitones: int
+
+
+def crops(pieces: Sequence[Piece], context: int, size: int, transpose: int, seed: Sequence[int]) -> list[list[Crop]]:
+    """One pass over the pieces, by batches: random crops of at most `context` tokens, as many of each as cover it,
+    transposed.
 
     A crop stays within the range of pitches that the pieces have together. Crops of like length share a batch.
     """
     rng = np.random.default_rng(list(seed))
     lowest, highest = min(p.lowest for p in pieces), max(p.highest for p in pieces)
-    drawn: list[tuple[Piece, int, int]] = []
-    for piece in pieces:
+    drawn: list[Crop] = []
+    for number, piece in enumerate(pieces):
         spare = len(piece.read) - 1 - context
         down, up = max(-transpose, lowest - piece.lowest), min(transpose, highest - piece.highest)
         for _ in range(max(1, -(-(len(piece.read) - 1) // context))):
             # Drawn a little past both ends and pulled back, so that openings and closes are seen as often as the rest.
             start = int(np.clip(rng.integers(-context // 2, spare + context // 2 + 1), 0, spare)) if spare > 0 else 0
-            drawn.append((piece, start, int(rng.integers(down, up + 1))))
+            drawn.append(Crop(number, start, int(rng.integers(down, up + 1))))
     order = rng.permutation(len(drawn)).tolist()
     pool = 8 * size
     groups = []
     for first in range(0, len(order), pool):
-        near = sorted(order[first : first + pool], key=lambda i: len(drawn[i][0].read))
+        near = sorted(order[first : first + pool], key=lambda i: len(pieces[drawn[i].piece].read))
         groups += [near[i : i + size] for i in range(0, len(near), size)]
-    for group in rng.permutation(len(groups)).tolist():
-        yield collate([crop(drawn[i][0], drawn[i][1], context, drawn[i][2]) for i in groups[group]])
+    return [[drawn[i] for i in groups[group]] for group in rng.permutation(len(groups)).tolist()]
+
+
+def cut(pieces: Sequence[Piece], context: int, group: Sequence[Crop]) -> Batch:
+    """The crops of a batch, side by side."""
+    return collate([crop(pieces[one.piece], one.start, context, one.semitones) for one in group])
 
 
 def windows(piece: Piece, context: int) -> Iterator[tuple[tuple[Described, Bytes, Ints], int]]:

@@ -4,7 +4,7 @@ Leaves a run folder that is the model: `ml.music.compose.load(RUN)` needs nothin
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from ml.datasets.read import Version
 from ml.music import pictures
 from ml.music.baseline import MarkovBaseline, in_all_keys
 from ml.music.compose import FAMILY, Composer, frame_nll
-from ml.music.data import Piece, Rows, Surroundings, batches, rows
+from ml.music.data import Crop, Piece, Rows, Surroundings, crops, cut, rows
 from ml.music.evaluate import SEEN, SPLIT, measure, seen_by
 from ml.music.model import Batch, ModelConfig, MusicTransformer, negative_log_likelihood
 from ml.music.tokens import END_FRAME
@@ -53,10 +53,13 @@ class MusicTask:
         self.model: torch.nn.Module = network
         self._network, self._train, self._valid, self._batch = network, train, valid, batch
 
-    def train_batches(self, epoch: int, seed: int) -> Iterator[Batch]:
+    def plan(self, epoch: int, seed: int) -> list[list[Crop]]:
         """One pass over the train split: random crops, transposed."""
         config = self._network.config
-        yield from batches(self._train, config.context, self._batch, config.transpose, (seed, epoch))
+        return crops(self._train, config.context, self._batch, config.transpose, (seed, epoch))
+
+    def batch(self, item: list[Crop]) -> Batch:
+        return cut(self._train, self._network.config.context, item)
 
     def loss(self, batch: Batch) -> Tensor:
         """Nats per frame of a batch; here the end of a piece is learnt too."""
@@ -103,7 +106,9 @@ def train(uri: str, run: Path, model: ModelConfig, config: TrainConfig, resume: 
         "code": code(),
     }
     write_json(run / "model.json", about)
-    fit(MusicTask(network, _read(learnt, surroundings), _read(valid, surroundings), config.batch), config, run, resume)
+    task = MusicTask(network, _read(learnt, surroundings), _read(valid, surroundings), config.batch)
+    if not fit(task, config, run, resume):
+        return
 
     composer = Composer(network, about, version.manifest["name"], run)
     scores = composer.nll(valid.frames)

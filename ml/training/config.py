@@ -7,6 +7,7 @@ The three families have the same flags. A family keeps `PRESETS: dict[str, tuple
 import argparse
 import dataclasses
 import json
+import math
 import sys
 import types
 from collections.abc import Callable, Sequence
@@ -29,18 +30,22 @@ class TrainConfig:
     seed: int = 1
     steps: int = 500  # optimizer steps at most
     batch: int = 32  # size of a batch in the family's unit: clips, sequences or target tokens
-    accumulate: int = 1  # batches whose gradients are averaged into one step
+    accumulate: int = 1  # batches whose gradients are averaged into one step, dealt out to the processes
     learning_rate: float = 1e-3  # the highest, reached after the warm-up
     final_learning_rate: float = 0.05  # where the cosine ends, as a share of learning_rate
     warmup: int = 50  # steps from nearly zero to learning_rate
     weight_decay: float = 0.01
     clip: float = 1.0  # the gradient's norm at most; 0 = unlimited
+    average: float = 0.0  # decay of the weights' moving average, which is what is judged and kept; 0 = none
     evaluate_every: int = 100  # steps between two looks at the valid split, each with a checkpoint
-    log_every: int = 10  # steps between two lines of events.jsonl
+    log_every: int = 10  # steps between two lines of events.jsonl, and two looks at the clock
     patience: int = 0  # looks without a better valid loss before stopping; 0 = never stop early
     minutes: float = 0.0  # wall-clock limit on training; 0 = none
     threads: int = 1  # CPU threads of torch
+    workers: int = 0  # processes that make batches; 0 = the training process makes them itself
     device: str = "auto"  # auto, cpu, cuda
+    precision: str = "auto"  # fp32, bf16 (products only; weights stay fp32), auto = bf16 on CUDA devices that have it
+    compile: bool = False  # whether torch.compile makes the step; on CPU it needs a C++ compiler
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,21 @@ def override_both(model: Model, train: TrainConfig, assignments: Sequence[str]) 
     return model, train
 
 
+def check(config: TrainConfig) -> None:
+    """Refuse numbers that no training can go by. Raises Problem that names the setting."""
+    for name in ("steps", "batch", "accumulate", "evaluate_every", "log_every", "threads"):
+        if getattr(config, name) < 1:
+            raise Problem(f"The setting {name} cannot be {getattr(config, name)}", "Give 1 or more")
+    for name in ("learning_rate", "final_learning_rate", "warmup", "weight_decay", "clip", "patience", "minutes",
+                 "workers"):  # fmt: skip
+        if not 0 <= getattr(config, name) < math.inf:
+            raise Problem(f"The setting {name} cannot be {getattr(config, name)}", "Give 0 or more")
+    if not 0 <= config.average < 1:
+        raise Problem(f"The setting average cannot be {config.average}", "Give a decay below 1, such as 0.999, or 0")
+    if config.precision not in ("auto", "fp32", "bf16"):
+        raise Problem(f"There is no precision {config.precision!r}", "Give auto, fp32 or bf16")
+
+
 def parse(
     description: str, presets: dict[str, tuple[Model, TrainConfig]], argv: Sequence[str] | None = None
 ) -> Request[Model]:
@@ -115,15 +135,15 @@ def command(main: Callable[[], None]) -> None:
 def settle(run: Path, settings: dict[str, Any], resume: bool) -> None:
     """Write `config.json`; when resuming, refuse settings that differ from the ones the run was started with.
 
-    `settings` holds {"family", "dataset", "model": {…}, "train": {…}}. Only `minutes` and `patience` may change on
-    the way: they decide when training ends, not what a step does.
+    `settings` holds {"family", "dataset", "model": {…}, "train": {…}}. Only `minutes`, `patience` and `workers` may
+    change on the way: they decide when training ends and who makes the batches, not what a step does.
     """
     run.mkdir(parents=True, exist_ok=True)
     path, settings = run / "config.json", json.loads(json.dumps(settings))
     if resume and path.exists() and (run / "checkpoint.pt").exists():
         before, now = _flat(json.loads(path.read_text())), _flat(settings)
         changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
-        changed = [k for k in changed if k not in {"train.minutes", "train.patience"}]
+        changed = [k for k in changed if k not in {"train.minutes", "train.patience", "train.workers"}]
         if changed:
             told = ", ".join(f"{k} was {before.get(k)!r}, is {now.get(k)!r}" for k in changed)
             raise Problem(

@@ -130,6 +130,9 @@ def loss_curve(run: Path) -> str:
         ax.legend()
     end = next((e for e in reversed(events) if e["event"] == "end"), None)
     caption = f"{end['step']} steps in {end['seconds']:.0f} s; weights of step {end['best_step']}" if end else ""
+    if end and "units" in end:
+        rate = end["units"] / max(1e-9, end["seconds"])
+        caption += f"; {rate:,.0f} units a second on {end['device']}, {end['peak_mb']:,} MB of memory at most"
     lowest = f"; the lowest on the valid split is {min(loss for _, loss in valid):.3f}" if valid else ""
     return figure(fig, f"Loss over {max((s for s, _ in train + valid), default=0)} steps{lowest}", caption)
 

@@ -4,40 +4,47 @@
     fit(task, config, run, resume)     # leaves the best weights in task.model and in run/weights.safetensors
 
 A run killed at any moment and resumed on CPU, with as many threads, ends with the same bits as one that was never
-interrupted, so long as it is limited by steps: everything that the next step depends on is in `checkpoint.pt`. A run
-limited by `minutes` depends on the machine's speed and cannot be repeated.
+interrupted, so long as it is limited by steps. The position in the data, the optimizer and the weights are in
+`checkpoint.pt`; what is drawn on a batch (dropout, noise) comes from a seed of the batch's own, made of the run's seed
+and the batch's place. So it also does not matter how many processes a step is dealt out to, or who makes the batches.
+A run limited by `minutes` depends on the machine's speed and cannot be repeated.
 """
 
 import json
 import math
+import os
 import random
 import resource
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from ml.training.config import TrainConfig
+from ml.training import processes
+from ml.training.config import TrainConfig, check
 from ml.training.files import write
+from ml.training.loading import Batch, Loader, Planner
 from storage.errors import Problem
 
-Batch = Any  # whatever the task makes of it: a tensor, or a tuple, list or dict of tensors
 Moved = TypeVar("Moved")
 
 
 @dataclass
 class _State:
-    """What the loop has to know to go on, beside the model, the optimizer and the random states."""
+    """What the loop has to know to go on, beside the model and the optimizer."""
 
     best_weights: dict[str, Tensor]
+    average: dict[str, Tensor]  # of the weights, where the settings ask for one
     step: int = 0
     epoch: int = 0
     index: int = 0  # batches of this epoch taken
@@ -49,7 +56,11 @@ class _State:
 
 
 class _NotANumberError(Exception):
-    """A loss or a gradient is infinite or NaN."""
+    """A loss or a gradient is infinite or NaN, at this step."""
+
+    def __init__(self, what: str, step: int) -> None:
+        super().__init__(what)
+        self.step = step
 
 
 class _Events:
@@ -63,39 +74,67 @@ class _Events:
                     event = json.loads(line)
                 except json.JSONDecodeError:
                     continue
-                if event["step"] <= keep_until and event["event"] != "end":
+                if event["step"] <= keep_until and event["event"] not in ("end", "failed"):
                     kept.append(line + "\n")
         path.write_text("".join(kept))
-        self._path, self._losses = path, list[float]()
-
-    def step(self, config: TrainConfig, state: _State, loss: float, lr: float, norm: float) -> None:
-        """Note a step; a line is written every `log_every` steps, with the mean loss and the units so far."""
-        self._losses.append(loss)
-        if state.step % config.log_every == 0 or _finished(config, state):
-            self.write(
-                event="train", step=state.step, epoch=state.epoch, loss=sum(self._losses) / len(self._losses), lr=lr,
-                norm=norm, units=state.units, seconds=round(state.seconds, 3),
-            )  # fmt: skip
-            self._losses.clear()
+        self._path = path
 
     def write(self, **event: Any) -> None:
         with self._path.open("a") as file:
             file.write(json.dumps(event) + "\n")
 
 
+@dataclass
+class _Window:
+    """The steps since the last line of events: losses and norms, still on the device, and where the time went."""
+
+    first: int
+    losses: list[Tensor] = field(default_factory=list)
+    norms: list[Tensor] = field(default_factory=list)
+    units: int = 0
+    waited: float = 0.0  # seconds, for batches
+    began: float = field(default_factory=time.monotonic)
+    busy: float = field(default_factory=time.process_time)
+
+    def means(self) -> tuple[float, float, int]:
+        """Loss, norm and units of all processes. Raises _NotANumberError for the first step that went wrong."""
+        losses = processes.mean(torch.stack(self.losses).double())
+        norms = torch.stack(self.norms).double()
+        units = processes.count() * processes.mean(torch.tensor([float(self.units)], device=losses.device).double())
+        wrong = (~(losses.isfinite() & norms.isfinite())).nonzero().flatten().tolist()
+        if wrong:
+            loss, norm = losses[wrong[0]].item(), norms[wrong[0]].item()
+            raise _NotANumberError(f"the loss is {loss:g} and its gradient's norm {norm:g}", self.first + wrong[0])
+        return losses.mean().item(), norms[-1].item(), round(units.item())
+
+    def wall(self) -> float:
+        """Seconds so far."""
+        return max(1e-9, time.monotonic() - self.began)
+
+    def spent(self, device: torch.device, threads: int) -> dict[str, float]:
+        """Shares of the wall clock: waiting for batches, the CPU threads at work, the CUDA device at work."""
+        wall = self.wall()
+        shares = {"waiting": self.waited / wall, "cpu": (time.process_time() - self.busy) / wall / threads}
+        if device.type == "cuda":
+            with suppress(ModuleNotFoundError, RuntimeError):  # the driver tells where nvidia-ml-py is installed
+                shares["gpu"] = torch.cuda.utilization(device) / 100  # of the last second or so
+        return {name: round(share, 3) for name, share in shares.items()}
+
+
 class _Progress:
     """A bar on a terminal; elsewhere (a task's log) a plain line every few seconds. Both on stderr."""
 
-    def __init__(self, steps: int, done: int, every: float = 5.0) -> None:
-        self._steps, self._every, self._told = steps, every, time.monotonic()
-        self._bar: Any = tqdm(total=steps, initial=done, unit="step") if sys.stderr.isatty() else None
+    def __init__(self, steps: int, done: int, silent: bool, every: float = 5.0) -> None:
+        self._steps, self._silent, self._every, self._told = steps, silent, every, time.monotonic()
+        bar = sys.stderr.isatty() and not silent
+        self._bar: Any = tqdm(total=steps, initial=done, unit="step") if bar else None
 
     def step(self, step: int, loss: float, best: float, rate: float) -> None:
         text = f"loss {loss:.3f}" + (f", best valid {best:.3f}" if math.isfinite(best) else "")
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
-            self._bar.update(1)
-        elif time.monotonic() - self._told >= self._every or step == self._steps:
+            self._bar.update(step - self._bar.n)
+        elif not self._silent and (time.monotonic() - self._told >= self._every or step == self._steps):
             self._told = time.monotonic()
             print(f"step {step}/{self._steps}, {text}, learning rate {rate:.2g}", file=sys.stderr, flush=True)
 
@@ -104,17 +143,13 @@ class _Progress:
             self._bar.close()
 
 
-class Task(Protocol):
-    """What a family gives the trainer.
+class Task(Planner, Protocol):
+    """What a family gives the trainer, beside a plan of its batches.
 
     A task may also have `size(batch) -> int`: the examples or tokens in a batch, for the throughput on record.
     """
 
     model: nn.Module
-
-    def train_batches(self, epoch: int, seed: int) -> Iterator[Batch]:
-        """The batches of one epoch (0, 1, …) in an order that depends on `epoch` and `seed` alone."""
-        ...
 
     def loss(self, batch: Batch) -> Tensor:
         """The batch's loss to go down on, a scalar. The batch is already on the model's device."""
@@ -127,18 +162,27 @@ class Task(Protocol):
 
 def prepare(config: TrainConfig) -> torch.device:
     """Set threads and the seeds of everything that draws numbers; returns the device. Call before building a model."""
+    check(config)
     torch.set_num_threads(config.threads)
-    random.seed(config.seed)
-    np.random.seed(config.seed)
-    torch.manual_seed(config.seed)
+    _seed(config.seed)
     name = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise Problem("This machine has no CUDA device that torch can use", "Train with --set device=cpu")
     device = torch.device(name)
+    if device.type == "cuda":
+        device = torch.device("cuda", device.index or processes.local_rank())
+        torch.cuda.set_device(device)
+    processes.join(device)
     # On CUDA some kernels have no deterministic form; there a seed makes runs alike, not equal.
     torch.use_deterministic_algorithms(device.type == "cpu", warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # slow, hides nothing
     return device
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
 def move(batch: Moved, device: torch.device) -> Moved:
@@ -171,17 +215,53 @@ def optimizer_for(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, betas=(0.9, 0.98), eps=1e-9)
+    return torch.optim.AdamW(
+        [g for g in groups if g["params"]], lr=config.learning_rate, betas=(0.9, 0.98), eps=1e-9, fused=True
+    )
 
 
-def fit(task: Task, config: TrainConfig, run: Path, resume: bool = False) -> None:
+class _Step(nn.Module):
+    """The loss of a batch as a module: what torch.compile compiles, and what DistributedDataParallel wraps."""
+
+    def __init__(self, task: Task, device: torch.device, precision: str) -> None:
+        super().__init__()
+        self.model = task.model
+        self._task, self._device = task, device
+        good_at_it = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        self.precision = "bf16" if precision == "bf16" or (precision == "auto" and good_at_it) else "fp32"
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+
+    def forward(self, batch: Batch) -> Tensor:
+        with self.autocast():
+            return self._task.loss(batch)
+
+
+@dataclass
+class _Run:
+    """What the loop works with; `checkpoint` is None in a process that does not lead."""
+
+    task: Task
+    config: TrainConfig
+    device: torch.device
+    state: _State
+    optimizer: torch.optim.Optimizer
+    events: _Events
+    shown: _Progress
+    checkpoint: Path | None
+
+
+def fit(task: Task, config: TrainConfig, run: Path, resume: bool = False) -> bool:
     """Train `task.model` and leave the weights that were best on the valid split in it and in `weights.safetensors`.
 
-    With `resume`, goes on from the folder's checkpoint if it has one. Raises Problem when the loss is no longer a
-    number or memory ends; the last checkpoint is then kept.
+    With `resume`, goes on from the folder's checkpoint if it has one. Returns whether this process is the one that goes
+    on to write the run folder: of several, the first. Raises Problem when the loss is no longer a number, memory ends
+    or the data cannot be read; the last checkpoint is then kept, and the last event says what happened.
     """
     run.mkdir(parents=True, exist_ok=True)
     device = prepare(config)
+    leads = processes.rank() == 0
     model = task.model.to(device)
     optimizer = optimizer_for(model, config)
     checkpoint = run / "checkpoint.pt"
@@ -189,46 +269,69 @@ def fit(task: Task, config: TrainConfig, run: Path, resume: bool = False) -> Non
         state = _restore(checkpoint, model, optimizer)
     else:
         checkpoint.unlink(missing_ok=True)
-        state = _State(best_weights=_copy(model))
-    events = _Events(run / "events.jsonl", keep_until=state.step)
-    batches = _stream(task, config.seed, state.epoch, state.index)
-    started = time.monotonic() - state.seconds
-    shown = _Progress(config.steps, state.step)
+        state = _State(_copy(model), _copy(model) if config.average else {})
+    events = _Events(run / "events.jsonl" if leads else Path(os.devnull), keep_until=state.step)
+    shown = _Progress(config.steps, state.step, silent=not leads)
     model.train()
+    step = _Step(task, device, config.precision)
     try:
-        while not _finished(config, state):
-            rate = learning_rate(config, state.step, _progress(config, state.step, time.monotonic() - started))
-            loss, norm = _step(task, batches, optimizer, state, config=config, rate=rate)
-            state.seconds = time.monotonic() - started
-            shown.step(state.step, loss, state.best, rate)
-            events.step(config, state, loss=loss, lr=rate, norm=norm)
-            if state.step % config.evaluate_every == 0 or _finished(config, state):
-                _evaluate(task, state, events)
-                state.seconds = time.monotonic() - started
-                _save(checkpoint, state, model, optimizer)
+        _loop(_Run(task, config, device, state, optimizer, events, shown, checkpoint if leads else None), step)
     except _NotANumberError as error:
-        events.write(event="failed", step=state.step + 1, reason=str(error))
+        events.write(event="failed", step=error.step, reason=str(error))
         raise Problem(
-            f"Training stopped at step {state.step + 1}: {error}",
+            f"Training stopped at step {error.step}: {error}",
             f"Start again with --set learning_rate={config.learning_rate / 3:.1g}; the last checkpoint is kept",
         ) from None
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if type(error) is RuntimeError and "can't allocate memory" not in str(error):  # what torch says on CPU
+            raise
         events.write(event="failed", step=state.step + 1, reason="out of memory")
         raise Problem(
             f"Training ran out of memory at step {state.step + 1}",
             f"Use --set batch={max(1, config.batch // 2)} accumulate={config.accumulate * 2}, "
             "which is the same step in half the memory",
         ) from error
+    except Problem as problem:
+        events.write(event="failed", step=state.step + 1, reason=str(problem))
+        raise
     finally:
         shown.close()
     model.load_state_dict(state.best_weights)
     model.eval()
-    write(run / "weights.safetensors", lambda path: save_model(model, str(path)))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "linux" else 1024 * 1024)
+    if leads:
+        write(run / "weights.safetensors", lambda path: save_file(state.best_weights, path))
     events.write(
         event="end", step=state.step, best_step=state.best_step, best=state.best, seconds=round(state.seconds, 3),
-        peak_mb=round(peak), device=device.type, threads=config.threads,
+        units=state.units, peak_mb=_peak_mb(device), device=_name(device), threads=config.threads,
+        processes=processes.count(), precision=step.precision,
     )  # fmt: skip
+    processes.leave()
+    return leads
+
+
+def _loop(run: _Run, plain: _Step) -> None:
+    config, state = run.config, run.state
+    step: nn.Module = torch.compile(plain, dynamic=True) if config.compile else plain  # type: ignore[assignment]
+    if processes.count() > 1:
+        step = DistributedDataParallel(step)
+    started = time.monotonic() - state.seconds
+    window = _Window(state.step + 1)
+    with Loader(
+        run.task, seed=config.seed, epoch=state.epoch, index=state.index, each=config.accumulate,
+        workers=config.workers, pinned=run.device.type == "cuda",
+    ) as batches:  # fmt: skip
+        while not _finished(config, state):
+            rate = learning_rate(config, state.step, _progress(config, state.step, state.seconds))
+            _take(run, step, batches, rate, window)
+            looks = state.step % config.evaluate_every == 0 or state.step == config.steps
+            if looks or state.step % config.log_every == 0:
+                _note(run, window, rate, started)
+                if looks or _finished(config, state):
+                    _evaluate(run, plain)
+                    (state.seconds,) = processes.leaders([time.monotonic() - started], run.device)
+                    if run.checkpoint is not None:
+                        _save(run.checkpoint, state, run.task.model, run.optimizer)
+                window = _Window(state.step + 1)
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
@@ -237,23 +340,10 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     if not path.exists():
         raise Problem(f"{folder} holds no weights.safetensors", "Name the folder of a finished run")
     try:
-        load_model(model, str(path))
+        model.load_state_dict(load_file(path))
     except Exception as error:  # safetensors and torch raise several kinds: a broken file, another model's names
         raise Problem(f"{path} does not fit the model that model.json describes", "Train it again") from error
     model.eval()
-
-
-def _stream(task: Task, seed: int, epoch: int, index: int) -> Iterator[tuple[int, int, Batch]]:
-    """Batches without end from a position on: (epoch, number of batches of this epoch taken, batch)."""
-    while True:
-        taken = 0
-        for batch in task.train_batches(epoch, seed):
-            taken += 1
-            if taken > index:
-                yield epoch, taken, batch
-        if taken == 0:
-            raise Problem("The training split gives no batch", "Freeze a version whose train split has rows")
-        epoch, index = epoch + 1, 0
 
 
 def _progress(config: TrainConfig, step: int, seconds: float) -> float:
@@ -268,83 +358,122 @@ def _finished(config: TrainConfig, state: _State) -> bool:
     return state.step >= config.steps or out_of_time or out_of_patience
 
 
-def _step(
-    task: Task, batches: Iterator[tuple[int, int, Batch]], optimizer: torch.optim.Optimizer, state: _State,
-    *, config: TrainConfig, rate: float,
-) -> tuple[float, float]:  # fmt: skip
-    """One optimizer step over `accumulate` batches; returns the mean loss and the gradient's norm before clipping."""
-    device = next(task.model.parameters()).device
-    for group in optimizer.param_groups:
+def _take(run: _Run, step: nn.Module, batches: Loader, rate: float, window: _Window) -> None:
+    """One optimizer step over `accumulate` batches, which all processes share. Nothing here waits for the device."""
+    config, state, model = run.config, run.state, run.task.model
+    mine = len(processes.share(config.accumulate))
+    for group in run.optimizer.param_groups:
         group["lr"] = rate
-    optimizer.zero_grad(set_to_none=True)
-    total = 0.0
-    for _ in range(config.accumulate):
-        state.epoch, state.index, batch = next(batches)
-        with _autocast(device):
-            loss = task.loss(move(batch, device)) / config.accumulate
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += loss.item()
-        state.units += task.size(batch) if hasattr(task, "size") else 0
-    norm = nn.utils.clip_grad_norm_(task.model.parameters(), config.clip or math.inf).item()
-    if not (math.isfinite(total) and math.isfinite(norm)):
-        raise _NotANumberError(f"the loss is {total:g} and its gradient's norm {norm:g}")
-    optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    losses = []
+    for number in range(1, mine + 1):
+        asked = time.monotonic()
+        loaded = next(batches)
+        window.waited += time.monotonic() - asked
+        _seed(loaded.seed)
+        later = step.no_sync() if number < mine and isinstance(step, DistributedDataParallel) else nullcontext()
+        with later:  # gradients are exchanged once a step
+            loss = step(move(loaded.batch, run.device)) / mine
+            loss.backward()
+        losses.append(loss.detach())
+        window.units += run.task.size(loaded.batch) if hasattr(run.task, "size") else 0
+        state.epoch, state.index = loaded.epoch, loaded.taken
+    window.losses.append(torch.stack(losses).sum())
+    window.norms.append(nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf))
+    run.optimizer.step()
     state.step += 1
-    return total, norm
+    if config.average:
+        _average(state.average, model, min(config.average, state.step / (state.step + 9)))
 
 
-def _evaluate(task: Task, state: _State, events: _Events) -> None:
+def _note(run: _Run, window: _Window, rate: float, started: float) -> None:
+    """A line of events and one for the person who waits. Raises _NotANumberError."""
+    state = run.state
+    loss, norm, units = window.means()
+    state.units += units
+    (state.seconds,) = processes.leaders([time.monotonic() - started], run.device)
+    run.events.write(
+        event="train", step=state.step, epoch=state.epoch, loss=loss, lr=rate, norm=norm, units=state.units,
+        seconds=round(state.seconds, 3), units_per_second=round(units / window.wall(), 1),
+        memory_mb=_peak_mb(run.device), **window.spent(run.device, run.config.threads),
+    )  # fmt: skip
+    run.shown.step(state.step, loss, state.best, rate)
+
+
+@torch.no_grad()
+def _average(average: dict[str, Tensor], model: nn.Module, decay: float) -> None:
+    """Move the average towards the weights (Polyak & Juditsky 1992). Statistics that are not learnt are copied."""
+    learnt = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    now = model.state_dict()
+    torch._foreach_lerp_([average[n] for n in now if n in learnt], [now[n] for n in now if n in learnt], 1 - decay)
+    for name in now.keys() - learnt:
+        average[name].copy_(now[name])
+
+
+@contextmanager
+def _averaged(model: nn.Module, average: dict[str, Tensor]) -> Iterator[None]:
+    """The model with the averaged weights, if there are any, for as long as this lasts."""
+    if not average:
+        yield
+        return
+    weights = _copy(model)
+    model.load_state_dict(average)
+    try:
+        yield
+    finally:
+        model.load_state_dict(weights)
+
+
+def _evaluate(run: _Run, step: _Step) -> None:
     """Look at the valid split and keep the weights if they are the best so far."""
-    task.model.eval()
-    with torch.no_grad(), _autocast(next(task.model.parameters()).device):
-        valid = float(task.valid_loss())
-    task.model.train()
-    if not math.isfinite(valid):
-        raise _NotANumberError(f"the loss on the valid split is {valid:g}")
-    improved = valid < state.best
-    if improved:
-        state.best, state.best_step, state.worse, state.best_weights = valid, state.step, 0, _copy(task.model)
-    else:
-        state.worse += 1
-    events.write(
+    state, model = run.state, run.task.model
+    with _averaged(model, state.average):
+        model.eval()
+        with torch.no_grad(), step.autocast():
+            (valid,) = processes.leaders([float(run.task.valid_loss())], run.device)
+        model.train()
+        if not math.isfinite(valid):
+            raise _NotANumberError(f"the loss on the valid split is {valid:g}", state.step)
+        improved = valid < state.best
+        if improved:
+            state.best, state.best_step, state.worse, state.best_weights = valid, state.step, 0, _copy(model)
+        else:
+            state.worse += 1
+    run.events.write(
         event="valid", step=state.step, epoch=state.epoch, valid_loss=valid, best=improved,
         seconds=round(state.seconds, 3),
     )  # fmt: skip
 
 
 def _copy(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    return {name: tensor.detach().clone().contiguous() for name, tensor in model.state_dict().items()}
 
 
-def _autocast(device: torch.device) -> torch.autocast:
-    """bfloat16 on CUDA; on CPU nothing: there it is not faster everywhere."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
+def _peak_mb(device: torch.device) -> int:
+    """The most memory that was in use so far: the CUDA device's, else this process's."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "linux" else 2**20))
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _save(path: Path, state: _State, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    kind, keys, *rest = np.random.get_state(legacy=True)
-    checkpoint = {
-        "state": vars(state), "model": model.state_dict(), "optimizer": optimizer.state_dict(),
-        "torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": (kind, torch.tensor(np.asarray(keys, dtype=np.int64)), *rest), "python": random.getstate(),
-    }  # fmt: skip
+    checkpoint = {"state": vars(state), "model": model.state_dict(), "optimizer": optimizer.state_dict()}
     write(path, lambda temporary: torch.save(checkpoint, temporary))
 
 
 def _restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> _State:
     """Put everything back as it was when the checkpoint was written."""
+    device = next(model.parameters()).device
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = torch.load(path, map_location=device, weights_only=True)
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
+        return _State(**saved["state"])
     except Exception as error:  # torch raises many kinds: a truncated file, another model's names, other shapes
         raise Problem(
             f"The checkpoint {path} is damaged or belongs to another model", "Leave out --resume to start again"
         ) from error
-    torch.set_rng_state(saved["torch"])
-    if torch.cuda.is_available() and saved["cuda"]:
-        torch.cuda.set_rng_state_all(saved["cuda"])
-    kind, keys, *rest = saved["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-    random.setstate(saved["python"])
-    return _State(**saved["state"])

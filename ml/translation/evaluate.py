@@ -6,6 +6,7 @@ once, which makes an interval a matter of milliseconds; a test holds them agains
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
 from ml.datasets.read import Version
-from ml.training.evaluation import Evaluation, from_sums
+from ml.training.evaluation import Evaluation, from_sums, interval
 from ml.translation.data import Pairs, read
 from ml.translation.translate import Translator, load
 from storage.errors import Problem
@@ -91,6 +92,28 @@ def sentence_scores(scored: Scored) -> list[float]:
     """chrF of each sentence alone, for the best and the worst."""
     evaluation = scored.metrics["chrF"]
     return [evaluation.score(np.array([i])) for i in range(len(evaluation.units))]
+
+
+def by_length(scored: Scored, seed: int = 0) -> list[tuple[str, int, str, str]]:
+    """BLEU and chrF with intervals for short, middling and long sources: (words, rows, BLEU, chrF)."""
+    words = np.array([len(source.split()) for source in scored.pairs.sources])
+    edges = [0, *sorted({int(edge) for edge in np.quantile(words, [0.25, 0.5, 0.75])}), int(words.max())]
+    rows = []
+    for low, high in pairwise(edges):
+        chosen = np.flatnonzero((words > low) & (words <= high))
+        if len(chosen):
+            told = []
+            for name in ("BLEU", "chrF"):
+                value, least, most = interval(_part(scored.metrics[name], chosen), seed, 200)
+                told.append(f"{value:.1f} [{least:.1f}, {most:.1f}]")
+            rows.append((f"{low + 1} to {high}", len(chosen), told[0], told[1]))
+    return rows
+
+
+def _part(evaluation: Evaluation, chosen: NDArray[np.int64]) -> Evaluation:
+    """The evaluation over some of its units."""
+    units = [evaluation.units[i] for i in chosen]
+    return Evaluation(units, lambda drawn: evaluation.score(chosen[drawn]), evaluation.direction)
 
 
 def _chrf(sums: Sums) -> Sums:

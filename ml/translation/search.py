@@ -22,20 +22,27 @@ class Hypothesis:
     score: float
 
 
+def limit(length: int) -> int:
+    """The most numbers a translation of so many may have: what is more than twice its source's length is a loop."""
+    return 2 * length + 10
+
+
 def limits(source: Tensor, pad: int) -> list[int]:
-    """The most numbers a translation may have: what is more than twice its source's length is a loop."""
-    return [2 * length + 10 for length in (source != pad).sum(dim=1).tolist()]
+    """The limit of each source (B, S)."""
+    return [limit(length) for length in (source != pad).sum(dim=1).tolist()]
 
 
 @torch.no_grad()
-def greedy(model: Translation, source: Tensor, most: Sequence[int], banned: Sequence[int]) -> list[Hypothesis]:
-    """The likeliest number at each step, until the end mark or `most` numbers. Source (B, S)."""
+def greedy(
+    model: Translation, source: Tensor, most: Sequence[int], banned: Sequence[int], *, length_penalty: float
+) -> list[Hypothesis]:
+    """The likeliest number at each step, until the end mark or `most` numbers. Source (B, S); scores as of a beam."""
     state = model.start(source, 1)
     count = source.shape[0]
     tokens = torch.full((count, 1), BOS, device=source.device)
     alive = list(range(count))
     chosen: list[list[int]] = [[] for _ in range(count)]
-    scores = [0.0] * count
+    scores, lengths = [0.0] * count, [0] * count
     while alive:
         best, token = _log_probabilities(model.step(tokens, state), banned).max(dim=-1)
         rows = []
@@ -43,6 +50,7 @@ def greedy(model: Translation, source: Tensor, most: Sequence[int], banned: Sequ
             zip(alive, token[:, 0].tolist(), best[:, 0].tolist(), strict=True)
         ):
             scores[sentence] += score
+            lengths[sentence] += 1
             if number != EOS:
                 chosen[sentence].append(number)
                 if len(chosen[sentence]) < most[sentence]:
@@ -50,7 +58,10 @@ def greedy(model: Translation, source: Tensor, most: Sequence[int], banned: Sequ
         if len(rows) < len(alive) and rows:
             state.keep(torch.tensor(rows, device=source.device))
         tokens, alive = token[rows], [alive[row] for row in rows]
-    return [Hypothesis(tokens, score) for tokens, score in zip(chosen, scores, strict=True)]
+    return [
+        Hypothesis(tokens, score / length**length_penalty)
+        for tokens, score, length in zip(chosen, scores, lengths, strict=True)
+    ]
 
 
 @torch.no_grad()
@@ -59,8 +70,9 @@ def beam_search(
 ) -> list[list[Hypothesis]]:
     """The best finished hypotheses of each sentence, best first, at most `beam`. Source (B, S).
 
-    A score is the log probability over ((5 + length) / 6) ** length_penalty (Wu et al. 2016, formula 14). A sentence is
-    done when `beam` hypotheses of it have ended; one that reaches `most` numbers ends there.
+    A score is the log probability over length ** length_penalty, the end mark counted in, as CTranslate2 and Hugging
+    Face have it. A sentence is done when `beam` hypotheses of it have ended; one that reaches `most` numbers ends
+    there.
     """
     count, device = source.shape[0], source.device
     state = model.start(source, beam)
@@ -73,7 +85,7 @@ def beam_search(
     length = 0
     while alive:
         length += 1
-        normal = ((5 + length) / 6) ** length_penalty
+        normal = length**length_penalty
         total = scores[:, :, None] + _log_probabilities(model.step(tokens, state), banned)
         vocabulary = total.shape[-1]
         # Of 2 * beam candidates at most `beam` end (one from each hypothesis), so at least `beam` go on.

@@ -37,15 +37,27 @@ class Subwords:
         # What a translation never holds: everything that stands for no text, except the end.
         self.banned = [i for i in range(self.size) if (self._pieces.is_control(i) or i == UNKNOWN) and i != EOS]
 
-    def encode_source(self, texts: Sequence[str], languages: Sequence[str]) -> list[list[int]]:
+    def encode_source(
+        self, texts: Sequence[str], languages: Sequence[str], sampling: float = 0.0, seed: int = 0
+    ) -> list[list[int]]:
         """Numbers of each text with its target language before it and the end after it."""
         first = [self._language(language) for language in languages]
-        encoded = self._pieces.encode(list(texts), out_type=int, num_threads=1)
+        encoded = self._encode(texts, sampling, seed)
         return [[token, *pieces, EOS] for token, pieces in zip(first, encoded, strict=True)]
 
-    def encode_target(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_target(self, texts: Sequence[str], sampling: float = 0.0, seed: int = 0) -> list[list[int]]:
         """Numbers of each text between the beginning and the end."""
-        return [[BOS, *pieces, EOS] for pieces in self._pieces.encode(list(texts), out_type=int, num_threads=1)]
+        return [[BOS, *pieces, EOS] for pieces in self._encode(texts, sampling, seed)]
+
+    def _encode(self, texts: Sequence[str], sampling: float, seed: int) -> list[list[int]]:
+        """Each text cut in the likeliest way; with `sampling` by chance, the likelier the oftener (Kudo 2018)."""
+        if not sampling:
+            return self._pieces.encode(list(texts), out_type=int, num_threads=1)  # type: ignore[no-any-return]
+        # A pool of one thread is a new thread, and its generator starts from the seed just set.
+        sentencepiece.set_random_generator_seed(seed)
+        return self._pieces.encode(  # type: ignore[no-any-return]
+            list(texts), out_type=int, num_threads=1, enable_sampling=True, alpha=sampling, nbest_size=-1
+        )
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of numbers, without the marks; bytes that are no UTF-8 become U+FFFD."""

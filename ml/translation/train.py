@@ -5,7 +5,7 @@
 The run folder then holds all that is needed to translate, and what a person wants to see about the run.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -17,11 +17,12 @@ from ml.datasets.read import Version
 from ml.training import report
 from ml.training.config import Request, command, parse, settle
 from ml.training.evaluation import metric, write_scores
-from ml.training.files import code, write_json
+from ml.training.files import code, write, write_json
 from ml.training.trainer import fit, load_weights, move, prepare
 from ml.translation import subwords as vocabulary
 from ml.translation.data import Encoded, Pairs, encode, read
-from ml.translation.evaluate import Scored, copy_baseline, sentence_scores, translate_and_score
+from ml.translation.evaluate import Scored, by_length, copy_baseline, sentence_scores, translate_and_score
+from ml.translation.loss import cross_entropy
 from ml.translation.model import PRESETS, ModelConfig, Translation, build
 from ml.translation.subwords import PAD, Subwords
 from ml.translation.translate import Translator
@@ -31,40 +32,50 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class TranslationTask:
-    """What the trainer asks: batches of pairs, the smoothed loss to train on, the plain loss to judge by."""
+WAYS = 8  # of cutting the texts, when they are cut by chance
+Item = tuple[int, list[int]]  # a way of cutting the texts, and pairs
 
-    def __init__(self, model: nn.Module, train: Encoded, valid: Encoded, tokens: int, smoothing: float) -> None:
+
+class TranslationTask:
+    """What the trainer asks: batches of pairs, the smoothed loss to train on, the plain loss to judge by.
+
+    `train` holds the same pairs cut in several ways, which take turns; or in one.
+    """
+
+    def __init__(
+        self, model: nn.Module, train: Sequence[Encoded], valid: Encoded, tokens: int, smoothing: float
+    ) -> None:
         self.model = model
         self._train, self._valid, self._tokens, self._smoothing = train, valid, tokens, smoothing
 
-    def train_batches(self, epoch: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        return self._train.batches(self._tokens, np.random.default_rng((seed, epoch)))
+    def plan(self, epoch: int, seed: int) -> list[Item]:
+        cut = epoch % len(self._train)
+        return [(cut, rows) for rows in self._train[cut].plan(self._tokens, np.random.default_rng((seed, epoch)))]
+
+    def batch(self, item: Item) -> tuple[Tensor, Tensor]:
+        cut, rows = item
+        return self._train[cut].batch(rows)
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        logits, wanted = self._predict(batch)
-        return nn.functional.cross_entropy(logits, wanted, label_smoothing=self._smoothing)
+        return self._loss(batch, self._smoothing)
 
     def valid_loss(self) -> float:
         """Negative log likelihood of a target number, in nats, the mean over the split."""
         device, total, count = next(self.model.parameters()).device, 0.0, 0
-        for batch in self._valid.batches(self._tokens):
-            logits, wanted = self._predict(move(batch, device))
-            total += nn.functional.cross_entropy(logits.float(), wanted, reduction="sum").item()
-            count += wanted.numel()
+        for rows in self._valid.plan(self._tokens):
+            batch = self._valid.batch(rows)
+            total += self._loss(move(batch, device), 0.0).item() * self.size(batch)
+            count += self.size(batch)
         return total / count
 
     def size(self, batch: tuple[Tensor, Tensor]) -> int:
         """Target numbers to predict in a batch."""
         return int((batch[1][:, 1:] != PAD).sum())
 
-    def _predict(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Logits (N, vocabulary) and wanted numbers (N,) of the N positions that are not padding."""
+    def _loss(self, batch: tuple[Tensor, Tensor], smoothing: float) -> Tensor:
         source, target = batch
-        wanted = target[:, 1:]
-        filled = wanted != PAD  # the output layer is the widest: it is spared the padding
         model = cast(Translation, self.model)
-        return model.logits(model(source, target[:, :-1])[filled]), wanted[filled]
+        return cross_entropy(self.model(source, target[:, :-1]), model.output(), target[:, 1:], smoothing)
 
 
 def train(request: Request[ModelConfig]) -> None:
@@ -81,23 +92,24 @@ def train(request: Request[ModelConfig]) -> None:
     settle(run, settings, request.resume)
 
     subwords = _vocabulary(run, pairs, config.vocabulary)
-    longest = config.longest
-    encoded, valid = encode(pairs, subwords, longest), encode(valid_pairs, subwords, longest)
+    longest, seed = config.longest, request.train.seed
+    encoded = [
+        encode(pairs, subwords, longest, config.sampling, 1000 * seed + 2 * way)
+        for way in range(WAYS if config.sampling else 1)
+    ]
+    valid = encode(valid_pairs, subwords, longest)
     model = build(config, subwords.size)
     languages = sorted(set(version.table("train", ["source_language"]).column(0).to_pylist()))
     about = {
         "family": "translation", "model": asdict(config), "vocabulary": subwords.size,
         "languages": {"source": languages, "target": subwords.languages},
         "parameters": sum(p.numel() for p in model.parameters()), "dataset": version.describe(), "code": code(),
-        "left_out": len(pairs.units) - len(encoded.sources),
+        "left_out": len(pairs.units) - len(encoded[0].sources),
     }  # fmt: skip
     write_json(run / "model.json", about)
-    fit(
-        TranslationTask(model, encoded, valid, request.train.batch, config.label_smoothing),
-        request.train,
-        run,
-        request.resume,
-    )
+    task = TranslationTask(model, encoded, valid, request.train.batch, config.label_smoothing)
+    if not fit(task, request.train, run, request.resume):
+        return
 
     load_weights(model, run)
     translator = Translator(model.to(device), subwords, config)
@@ -135,6 +147,12 @@ def _sections(translator: Translator, scored: Scored, shown: int = 10) -> list[t
             for name, part in (("best", order[:shown]), ("worst", order[: -shown - 1 : -1])) for i in part]  # fmt: skip
     return [
         ("Attention", attention_figure(translator, pairs.sources[chosen], pairs.languages[chosen])),
+        (
+            "Scores by length",
+            report.table(
+                ["Source words", "Rows", "BLEU", "chrF"], by_length(scored), "In brackets the 95 % bootstrap interval"
+            ),
+        ),
         ("Best and worst", report.table(["", "Line", "Pair", "chrF", "Words"], rows, "Lines of the valid split")),
     ]
 
@@ -150,6 +168,19 @@ def draw_attention(translator: Translator, source: str, to: str | None = None) -
     ax.set_ylabel("translation")
     peaks = ", ".join(f"{down[t]} at {across[int(matrix[t].argmax())]}" for t in range(len(down)))
     return fig, f"Attention from translation to source. Each piece looks most: {peaks}"
+
+
+def save_attention(translator: Translator, source: str, path: Path, to: str | None = None) -> str:
+    """Write the attention matrix of one sentence to `path` as PNG and beside it as JSON; gives it in words.
+
+    The JSON is {"source": pieces, "target": pieces, "weights": a row for each target piece, which adds up to 1}.
+    """
+    across, down, matrix = translator.attention(source, to=to)
+    weights = [[round(float(weight), 6) for weight in row] for row in matrix]
+    write_json(path.with_suffix(".json"), {"source": across, "target": down, "weights": weights})
+    fig, words = draw_attention(translator, source, to)
+    write(path, lambda temporary: fig.savefig(temporary, format="png", bbox_inches="tight"))
+    return words
 
 
 def attention_figure(translator: Translator, source: str, to: str) -> str:

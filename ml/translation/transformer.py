@@ -140,33 +140,42 @@ class Transformer(nn.Module):
         with torch.no_grad():
             self.embedding.weight[PAD].zero_()
 
+    def encoder_layers(self) -> Iterator[EncoderLayer]:
+        return cast(Iterator[EncoderLayer], iter(self.encoder))
+
     def decoder_layers(self) -> Iterator[DecoderLayer]:
         return cast(Iterator[DecoderLayer], iter(self.decoder))
 
     def embed(self, tokens: Tensor, first: int = 0) -> Tensor:
         """(B, T) -> (B, T, W): scaled embeddings plus sinusoids for the positions first, first + 1, …"""
         x = self.embedding(tokens) * math.sqrt(self.width)
-        return self.dropout(x + positions(first, tokens.shape[1], self.width).to(x))  # type: ignore[no-any-return]
+        return self.dropout(x + positions(first, tokens.shape[1], self.width, x.device))  # type: ignore[no-any-return]
 
     def encode(self, source: Tensor) -> tuple[Tensor, Tensor]:
         """(B, S) -> what the encoder says (B, S, W) and where there is something (B, 1, 1, S)."""
         mask = (source != PAD)[:, None, None, :]
         x = self.embed(source)
-        for layer in self.encoder:
+        for layer in self.encoder_layers():
             x = layer(x, mask)
         return self.norm_encoder(x), mask
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         """(B, S), (B, T) -> (B, T, W). Padding of the target needs no mask: it lies behind all that looks back."""
-        memory, mask = self.encode(source)
+        return self.decode(target, *self.encode(source))
+
+    def decode(self, target: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
+        """(B, T) and what `encode` gave -> (B, T, W), all positions at once."""
         x = self.embed(target)
         for layer in self.decoder_layers():
             x = layer(x, layer.cross_attention.remember(memory), mask)
         return self.norm_decoder(x)  # type: ignore[no-any-return]
 
+    def output(self) -> Tensor:
+        """The embedding is the output's weights too (Press & Wolf 2017)."""
+        return self.embedding.weight
+
     def logits(self, hidden: Tensor) -> Tensor:
-        """(..., W) -> (..., vocabulary), with the embedding as the output's weights (Press & Wolf 2017)."""
-        return nn.functional.linear(hidden, self.embedding.weight)
+        return nn.functional.linear(hidden, self.output())
 
     def start(self, source: Tensor, beam: int) -> TransformerState:
         memory, mask = self.encode(source)
@@ -176,7 +185,7 @@ class Transformer(nn.Module):
     def step(self, tokens: Tensor, state: TransformerState) -> Tensor:
         """(B, K) -> (B, K, vocabulary); adds the position to the state."""
         x = self.embedding(tokens) * math.sqrt(self.width)
-        x = x + positions(state.length, 1, self.width).to(x)
+        x = x + positions(state.length, 1, self.width, x.device)
         for i, layer in enumerate(self.decoder_layers()):
             x, state.past[i] = layer.step(x, state.past[i], state.source[i], state.mask)
         state.length += 1
@@ -196,8 +205,9 @@ class Transformer(nn.Module):
         return weights
 
 
-def positions(first: int, count: int, width: int) -> Tensor:
+def positions(first: int, count: int, width: int, device: torch.device) -> Tensor:
     """Sinusoids (Vaswani et al. 2017, 3.5) of `count` positions from `first` on: (count, width)."""
-    place = torch.arange(first, first + count, dtype=torch.float32)[:, None]
-    angle = place * torch.exp(torch.arange(0, width, 2, dtype=torch.float32) * (-math.log(10_000.0) / width))
+    place = torch.arange(first, first + count, dtype=torch.float32, device=device)[:, None]
+    numbers = torch.arange(0, width, 2, dtype=torch.float32, device=device)
+    angle = place * torch.exp(numbers * (-math.log(10_000.0) / width))
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[:, :width]

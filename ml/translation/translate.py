@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -19,42 +19,81 @@ from ml.training.files import read_json
 from ml.training.trainer import load_weights
 from ml.translation.data import pad
 from ml.translation.model import ModelConfig, Translation, build
-from ml.translation.search import beam_search, greedy, limits
+from ml.translation.search import Hypothesis, beam_search, greedy, limits
 from ml.translation.subwords import PAD, Subwords, clean
 from storage.errors import Problem
 
-_CELLS = 4000  # source numbers times hypotheses decoded together
+_CELLS = {"cpu": 4_000, "cuda": 100_000}  # source numbers times hypotheses decoded together
 _CHARACTERS = 16  # no piece of the vocabulary has more characters than this (sentencepiece's default)
 _SENTENCE_END = re.compile(r"(?<=[.!?…。])\s+")
 
 
+Sources = list[list[int]]
+
+
+class Search(Protocol):
+    """What decodes, ours or CTranslate2's: the best hypotheses of each source, best first.
+
+    Sources come in groups to decode together, and go out in the same ones.
+    """
+
+    def __call__(self, groups: Sequence[Sources], beam: int) -> Iterator[list[list[Hypothesis]]]: ...
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A translation and what it is ranked by: its log probability over its length (see `beam_search`)."""
+
+    text: str
+    score: float
+
+
 @dataclass
 class Translator:
-    """A model with its vocabulary. Sources longer than the model was trained on are translated in parts."""
+    """A model with its vocabulary. Sources longer than the model was trained on are translated in parts.
+
+    `search` takes the place of our own search with the model, where given.
+    """
 
     model: nn.Module
     subwords: Subwords
     config: ModelConfig
+    search: Search | None = None
 
     def translate(self, lines: Sequence[str], beam: int | None = None, to: str | None = None) -> list[str]:
         """One translation for each line; an empty line gives an empty one. `beam` 1 is greedy; None is the model's own.
 
         `to` is the target language (ISO 639-3) of a model that has several. Whatever a line holds, a line comes back.
         """
-        beam = self.config.beam if beam is None else beam
+        return [found[0].text for found in self.candidates(lines, 1, beam, to)]
+
+    def candidates(
+        self, lines: Sequence[str], best: int, beam: int | None = None, to: str | None = None
+    ) -> list[list[Candidate]]:
+        """The `best` translations of each line, best first; fewer where the search found fewer.
+
+        Of a line in parts the second one holds the second one of each part, and so on.
+        """
+        beam = max(best, self.config.beam) if beam is None else beam
         if beam < 1:
             raise Problem(f"A beam of {beam} holds no hypothesis", "Give a beam of 1 or more")
+        if not 1 <= best <= beam:
+            raise Problem(f"A beam of {beam} does not give {best} translations", f"Ask for 1 to {beam}, or widen it")
         language = self._language(to)
         parts = [(i, part) for i, line in enumerate(lines) for part in self._parts(clean(line))]
         sources = self.subwords.encode_source([part for _, part in parts], [language] * len(parts))
-        out: list[list[str]] = [[] for _ in lines]
-        texts = [""] * len(parts)
-        for group in _groups(sources, beam):
-            for i, text in zip(group, self._decode([sources[i] for i in group], beam), strict=True):
-                texts[i] = text
-        for (line, _), text in zip(parts, texts, strict=True):
-            out[line].append(text)
-        return [" ".join(text for text in line if text) for line in out]
+        found: list[list[Hypothesis]] = [[] for _ in parts]
+        groups = list(_groups(sources, beam, _CELLS.get(next(self.model.parameters()).device.type, 4_000)))
+        decoded = (self.search or self._search)([[sources[i] for i in group] for group in groups], beam)
+        for group, each in zip(groups, decoded, strict=True):
+            for i, hypotheses in zip(group, each, strict=True):
+                found[i] = hypotheses[:best]
+        of_lines: list[list[list[Hypothesis]]] = [[] for _ in lines]
+        for (line, _), hypotheses in zip(parts, found, strict=True):
+            of_lines[line].append(hypotheses)
+        return [
+            [self._joined(ranked) for ranked in zip(*line, strict=False)] or [Candidate("", 0.0)] for line in of_lines
+        ]
 
     def attention(
         self, source: str, target: str | None = None, to: str | None = None
@@ -75,16 +114,19 @@ class Translator:
         # Row t is what the decoder looked at when it wrote target number t + 1: the beginning mark is not shown.
         return self.subwords.names(sources[0]), self.subwords.names(targets[0][1:]), matrix.float().cpu().numpy()
 
-    def _decode(self, sources: list[list[int]], beam: int) -> list[str]:
-        source = pad(sources).to(next(self.model.parameters()).device)
-        model, most, banned = cast(Translation, self.model), limits(source, PAD), self.subwords.banned
-        if beam == 1:
-            best = greedy(model, source, most, banned)
-        else:
-            penalty = self.config.length_penalty
-            found = beam_search(model, source, most, banned, beam=beam, length_penalty=penalty)
-            best = [hypotheses[0] for hypotheses in found]
-        return [clean(self.subwords.decode(hypothesis.tokens)) for hypothesis in best]
+    def _search(self, groups: Sequence[Sources], beam: int) -> Iterator[list[list[Hypothesis]]]:
+        model, banned, penalty = cast(Translation, self.model), self.subwords.banned, self.config.length_penalty
+        for sources in groups:
+            source = pad(sources).to(next(self.model.parameters()).device)
+            most = limits(source, PAD)
+            if beam == 1:
+                yield [[one] for one in greedy(model, source, most, banned, length_penalty=penalty)]
+            else:
+                yield beam_search(model, source, most, banned, beam=beam, length_penalty=penalty)
+
+    def _joined(self, parts: Sequence[Hypothesis]) -> Candidate:
+        texts = [clean(self.subwords.decode(part.tokens)) for part in parts]
+        return Candidate(" ".join(text for text in texts if text), sum(part.score for part in parts))
 
     def _parts(self, line: str) -> list[str]:
         """The line, or pieces of it that the model can take: cut after sentences, else between words, else anywhere."""
@@ -142,11 +184,11 @@ def _largest(most: int, fits: Callable[[int], bool]) -> int:
     return low
 
 
-def _groups(sources: list[list[int]], beam: int) -> Iterator[list[int]]:
+def _groups(sources: list[list[int]], beam: int, cells: int) -> Iterator[list[int]]:
     """Numbers of sources to decode together, alike in length and not too many at once."""
     group: list[int] = []
     for i in sorted(range(len(sources)), key=lambda i: len(sources[i])):
-        if group and len(sources[i]) * (len(group) + 1) * beam > _CELLS:
+        if group and len(sources[i]) * (len(group) + 1) * beam > cells:
             yield group
             group = []
         group.append(i)

@@ -72,16 +72,20 @@ def read(data: bytes, name: str) -> Midi:
         raise MidiError(name, f"{score.tpq} ticks to a quarter make no time")
     tracks = [track for track in score.tracks if not track.is_drum]
     columns = [track.notes.numpy() for track in tracks]
-    parts = np.repeat(np.arange(len(tracks)), [len(track.notes) for track in tracks])
-    empty = [np.zeros(0, np.int64)]
+    parts = np.repeat(np.arange(len(tracks)), [len(one["time"]) for one in columns])
     times, lengths, pitches, velocities = (
-        np.concatenate([one[name] for one in columns] or empty).astype(np.int64)
-        for name in ("time", "duration", "pitch", "velocity")
+        np.concatenate([one[column] for one in columns], dtype=np.int64) if columns else np.zeros(0, np.int64)
+        for column in ("time", "duration", "pitch", "velocity")
     )
-    kept = np.flatnonzero((lengths > 0) & (pitches >= 0) & (pitches <= 127))
-    kept = kept[np.lexsort((pitches[kept], parts[kept], times[kept]))]
-    onsets, durations = times[kept] / score.tpq, lengths[kept] / score.tpq
-    if len(kept) and (onsets[0] < 0 or np.max(onsets + durations) > MAX_QUARTERS):
+    # By onset, part and pitch; one number for all three sorts faster, and mostly nothing is to be sorted or left out.
+    order = (times << 32) | (parts << 8) | (pitches & 255)
+    is_note = (lengths > 0) & (pitches >= 0)
+    if not is_note.all() or (order[1:] < order[:-1]).any():
+        kept = np.flatnonzero(is_note)
+        kept = kept[np.argsort(order[kept], kind="stable")]
+        times, lengths, pitches, velocities, parts = (one[kept] for one in (times, lengths, pitches, velocities, parts))
+    onsets, durations = times / score.tpq, lengths / score.tpq
+    if len(times) and (times[0] < 0 or (times + lengths).max() / score.tpq > MAX_QUARTERS):
         raise MidiError(name, f"it lasts more than {MAX_QUARTERS:,.0f} quarters")
     if durations.sum() > MAX_SOUNDING:
         raise MidiError(name, f"its notes sound for more than {MAX_SOUNDING:,.0f} quarters together")
@@ -89,9 +93,9 @@ def read(data: bytes, name: str) -> Midi:
     return Midi(
         onsets,
         durations,
-        pitches[kept],
-        np.maximum(1, velocities[kept]),
-        parts[kept],
+        pitches,
+        np.maximum(1, velocities),
+        parts,
         tracks=tuple(track.name for track in tracks),
         tempo_bpm=round(float(score.tempos[0].qpm), 3) if len(score.tempos) else None,
         time_signature=f"{meter.numerator}/{meter.denominator}" if meter else None,

@@ -9,14 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
+import re
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import partial
+from importlib import metadata
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -26,6 +30,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
+import requests
 import symusic
 from pymongo import InsertOne
 from support import Stack
@@ -68,11 +73,33 @@ def benchmarks(stack: Stack, scale: float) -> Iterator[Benchmark]:
     with tempfile.TemporaryDirectory(prefix="lyrebird-bench-") as folder:
         yield from rows(settings, stack.settings("admin"), int(1_000_000 * scale), Path(folder))
         yield blobs(settings, int(2_000 * scale), 300_000, 0.8)
-        yield blobs(settings, int(10_000 * scale), 2_000, 0.7)
-        yield listing(int(100_000 * scale), Path(folder) / "small")
+        yield blobs(settings, int(100_000 * scale), 2_000, 0.7)
+        yield from listings(settings, int(100_000 * scale), Path(folder) / "small")
         yield manifest(settings, int(100_000 * scale))
-        yield midi_notes(int(1_000 * scale))
+        yield from midi_notes(settings, int(1_000 * scale))
         yield documents(settings, int(50_000 * scale))
+
+
+def versions(settings: Settings, *names: str) -> dict[str, str]:
+    """What was compared: packages, and the servers `postgres`, `documents` and `objects`."""
+    servers = {"postgres": _postgres, "documents": _documents, "objects": _objects}
+    return {name: servers[name](settings) if name in servers else metadata.version(name) for name in names}
+
+
+def _postgres(settings: Settings) -> str:
+    with closing(warehouse.connect(settings)) as db, db, db.cursor() as sql:
+        sql.execute("show server_version")
+        return str(warehouse.first(sql)[0])
+
+
+def _documents(settings: Settings) -> str:
+    return str(Documents(settings).database.client.server_info()["version"])
+
+
+def _objects(settings: Settings) -> str:
+    """As the server calls itself."""
+    answer = s3_client(settings).list_objects_v2(Bucket="landing", MaxKeys=1)
+    return str(answer["ResponseMetadata"]["HTTPHeaders"].get("server", "it does not say"))
 
 
 # ---------------------------------------------------------------- rows
@@ -126,7 +153,10 @@ def csv_source(name: str, files: list[Path], mode: str) -> Source:
 
 
 def rows(settings: Settings, admin: Settings, length: int, folder: Path) -> Iterator[Benchmark]:
-    """Append, beside several peers; then the same rows again."""
+    """Append, beside several peers; then the same rows again.
+
+    The aims are of what follows landing. The lines that have landing in them stand beside the bare work as well.
+    """
     first = table(length)
     moved = np.random.default_rng(2).random(length) < 0.1
     second = first.set_column(6, SCHEMA.field("count"), pc.add(first["count"], pa.array(moved.astype("int64"))))
@@ -162,21 +192,25 @@ def rows(settings: Settings, admin: Settings, length: int, folder: Path) -> Iter
     def same() -> None:
         differing(settings, f"select {listed()} from raw.{loaded[-1]}_rows", f"select {listed()} from raw.bare")
 
-    yield Benchmark("append rows that have landed", "rows/s", length, append_landed, copy, "COPY", 0.6, same)
-    yield Benchmark(
-        "append rows, landing them first", "rows/s", length, append, upload_and_copy, "boto3 and COPY", 0.6, same
-    )
+    used = versions(settings, "postgres", "objects", "psycopg2-binary", "pyarrow", "boto3")
+    for name, mine, theirs, peer_name in (
+        ("append rows that have landed", append_landed, copy, "COPY"),
+        ("append rows, landing them first", append, upload_and_copy, "boto3 and COPY"),
+        ("append rows, landing them first", append, copy, "COPY"),
+    ):
+        yield Benchmark(name, "rows/s", length, mine, theirs, peer_name, 0.6, same, used)
     for form, bound in (("insert_values", 2.0), ("csv", 1.0), ("parquet", 1.0)):
         dataset = f"dlt_{form}"
         peer = partial(dlt, admin, files[0], dataset, form)
-        theirs = partial(
+        alike = partial(
             differing,
             admin,
             f"select {listed()} from raw.{loaded[-1]}_rows",
             f'select {listed()} from "{dataset}".rows',
         )
-        versions = {"dlt": "1.31.0"}
-        yield Benchmark("append rows", "rows/s", length, append, peer, f"dlt, {form}", bound, theirs, versions)
+        packages = re.findall(r"^([\w-]+)(?:\[.*\])?==(\S+)", (PEERS / "dlt.txt").read_text(), re.MULTILINE)
+        both = dict(packages) | used
+        yield Benchmark("append rows", "rows/s", length, append, peer, f"dlt, {form}", bound, alike, both)
         if form == "parquet":  # what both have in common: a file on this machine becomes a table with a primary key
             peer = partial(dlt_with_key, admin, files[0], dataset, form)
             name = "append rows that have landed"
@@ -189,15 +223,15 @@ def rows(settings: Settings, admin: Settings, length: int, folder: Path) -> Iter
                     peer,
                     f"dlt, {form}, with a primary key",
                     bound,
-                    theirs,
-                    versions,
+                    alike,
+                    both,
                 )
             )
 
-    yield rows_again(settings, files, length)
+    yield from rows_again(settings, files, length, used)
 
 
-def rows_again(settings: Settings, files: list[Path], length: int) -> Benchmark:
+def rows_again(settings: Settings, files: list[Path], length: int, used: dict[str, str]) -> Iterator[Benchmark]:
     """The same rows with a tenth of them changed, into the table that has them; ``raw.bare`` has the first ones."""
     sources: list[Source] = []
 
@@ -206,7 +240,10 @@ def rows_again(settings: Settings, files: list[Path], length: int) -> Benchmark:
         pipeline.ingest(sources[-1], settings, say=lambda text: None)
         pipeline.judge(sources[-1], settings, say=lambda text: None)
 
-    def change() -> float:
+    def change() -> None:
+        pipeline.ingest(sources[-1], settings, say=lambda text: None)
+
+    def change_landed() -> float:
         begun: list[float] = []
         pipeline.ingest(
             sources[-1],
@@ -244,12 +281,15 @@ def rows_again(settings: Settings, files: list[Path], length: int) -> Benchmark:
             f"select load, {listed()} from raw.by_hand",
         )
 
-    return Benchmark(
-        *("load rows that have landed again, a tenth changed", "rows/s", length, change, by_hand),
-        *("COPY and INSERT … SELECT by hand", 0.8, same_versions),
-        before_ours=loaded_once,
-        before_peer=first_by_hand,
-    )
+    for name, mine in (
+        ("load rows that have landed again, a tenth changed", change_landed),
+        ("load rows again, a tenth changed, landing them first", change),
+    ):
+        yield Benchmark(
+            *(name, "rows/s", length, mine, by_hand, "COPY and INSERT … SELECT by hand", 0.8, same_versions, used),
+            before_ours=loaded_once,
+            before_peer=first_by_hand,
+        )
 
 
 def dlt(settings: Settings, file: Path, dataset: str, form: str) -> float:
@@ -356,27 +396,80 @@ def blobs(settings: Settings, length: int, size: int, bound: float) -> Benchmark
             assert hashlib.sha256(Objects(settings).get("landing", key)).hexdigest() == key.rsplit("/", 1)[1]
 
     name = f"land files of {size / 1000:.0f} kB"
-    return Benchmark(name, "files/s", length, ours, peer, "boto3, 8 threads", bound, check)
+    used = versions(settings, "objects", "boto3", "botocore")
+    return Benchmark(name, "files/s", length, ours, peer, "boto3, 8 threads", bound, check, used)
 
 
-def listing(length: int, folder: Path) -> Benchmark:
-    """What a folder of many small files holds: names, sizes, and marks that tell a changed file."""
-    for number in range(length):
-        (folder / str(number % 100)).mkdir(parents=True, exist_ok=True)
-        (folder / str(number % 100) / f"{number}.mid").write_bytes(b"MThd")
-    found: dict[str, list[tuple[str, int]]] = {}
+def listings(settings: Settings, length: int, folder: Path) -> Iterator[Benchmark]:
+    """What many small files are there, in a folder, on S3 and on the web: names, sizes, and marks of their versions."""
+    files = [f"{number % 100}/{number}.mid" for number in range(length)]
+    for name in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"MThd")
+    prefix, client = f"bench_{next(names)}", s3_client(settings)
+    with ThreadPoolExecutor(16) as pool:
+        keys = [f"{prefix}/{name}" for name in files]
+        list(pool.map(lambda key: client.put_object(Bucket="landing", Key=key, Body=b"MThd"), keys))
 
-    def ours() -> None:
-        found["ours"] = [(entry.name, entry.size) for entry in Location(folder).list("**/*.mid")]
-
-    def peer() -> None:
+    def in_folder() -> list[tuple[str, int]]:
         paths = sorted(folder.rglob("*.mid"), key=str)
-        found["peer"] = [(path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths]
+        return [(path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths]
 
-    def check() -> None:
-        assert sorted(found["ours"]) == sorted(found["peer"])
+    def in_bucket() -> list[tuple[str, int]]:
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket="landing", Prefix=f"{prefix}/")
+        return [(one["Key"].removeprefix(f"{prefix}/"), one["Size"]) for page in pages for one in page["Contents"]]
 
-    return Benchmark("list small files", "files/s", length, ours, peer, "pathlib", 0.8, check)
+    def on_web(url: str) -> list[tuple[str, int]]:
+        with requests.Session() as session, ThreadPoolExecutor(8) as pool:
+            session.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=8))
+            folders = re.findall(r'href="(\d+/)"', session.get(url).text)
+            pages = {one: session.get(url + one).text for one in folders}
+            below = [one + file for one, page in pages.items() for file in re.findall(r'href="(\d+\.mid)"', page)]
+            heads = pool.map(lambda name: session.head(url + name), below)
+            return [(name, int(head.headers["Content-Length"])) for name, head in zip(below, heads, strict=True)]
+
+    def line(what: str, where: str | Path, theirs: Callable[[], list[tuple[str, int]]], *rest: Any) -> Benchmark:
+        found: dict[str, list[tuple[str, int | None]]] = {}
+
+        def ours() -> None:
+            found["ours"] = [(entry.name, entry.size) for entry in Location(where, settings).list("**/*.mid")]
+
+        def peer() -> None:
+            found["peer"] = list(theirs())
+
+        def check() -> None:
+            assert sorted(found["ours"]) == sorted(found["peer"]) == sorted((name, 4) for name in files)
+
+        peer_name, bound, used = rest
+        return Benchmark(what, "files/s", length, ours, peer, peer_name, bound, check, used)
+
+    python = {"python": platform.python_version()}
+    yield line("list small files", folder, in_folder, "pathlib", 0.8, python)
+    used = versions(settings, "objects", "pyarrow", "boto3", "botocore")
+    yield line("list small files on S3", f"s3://landing/{prefix}/", in_bucket, "boto3", 0.8, used)
+    with web_server(folder) as url:  # which is asked about each file, here and there
+        used = python | versions(settings, "requests", "urllib3")
+        yield line("list small files on the web", url, partial(on_web, url), "requests, 8 threads", 0.5, used)
+
+
+@contextmanager
+def web_server(folder: Path) -> Iterator[str]:
+    """A web server in a process of its own; its address."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "http.server", "-b", "127.0.0.1", "-p", "HTTP/1.1", "-d", str(folder), str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except ConnectionRefusedError:
+                time.sleep(0.05)
+        yield f"http://127.0.0.1:{port}/"
+    finally:
+        server.kill()
+        server.wait()
 
 
 def manifest(settings: Settings, length: int) -> Benchmark:
@@ -404,14 +497,15 @@ def manifest(settings: Settings, length: int) -> Benchmark:
     def check() -> None:
         assert found["ours"] == found["peer"] == pages
 
-    return Benchmark("journal of small files", "files/s", length, ours, peer, "JSON lines at once", 0.3, check)
+    used = versions(settings, "objects", "boto3")
+    return Benchmark("journal of small files", "files/s", length, ours, peer, "JSON lines at once", 0.3, check, used)
 
 
 # ---------------------------------------------------------------- MIDI
 
 
-def midi_notes(length: int) -> Benchmark:
-    """MIDI files of 2,000 notes into rows: read, checked, sorted, named."""
+def midi_notes(settings: Settings, length: int) -> Iterator[Benchmark]:
+    """MIDI files of 2,000 notes into rows: read, checked, sorted, named. Peers make tuples, or no rows at all."""
     draw = np.random.default_rng(4)
     pages = []
     for number in range(length):
@@ -423,32 +517,42 @@ def midi_notes(length: int) -> Benchmark:
         meta = {"source": "maestro", "corpus": "maestro", "composer": None, "licence": "none"}
         pages.append(LandedBytes(score.dumps_midi(), f"{number}.mid", **meta))
     parse = next(resource.parse for resource in notes.SOURCE.resources if resource.name == "notes")
-    found: dict[str, list[tuple[float, int]]] = {}
+    columns = ("part", "onset_quarters", "duration_quarters", "pitch", "velocity")
 
-    def ours() -> None:
-        found["ours"] = []
-        for page in pages:
-            for batch in parse(page):
-                assert isinstance(batch, pa.RecordBatch)
-                found["ours"] += zip(
-                    batch["onset_quarters"][-5:].to_pylist(), batch["pitch"][-5:].to_pylist(), strict=True
-                )
+    def arrays(page: LandedBytes) -> Any:
+        score = symusic.Score.from_midi(page.read())
+        return score.tpq, [track.notes.numpy() for track in score.tracks]
 
-    def peer() -> None:
-        found["peer"] = []
+    def tuples(page: LandedBytes) -> Any:
+        score = symusic.Score.from_midi(page.read())
+        return [
+            (part, note.time / score.tpq, note.duration / score.tpq, note.pitch, note.velocity)
+            for part, track in enumerate(score.tracks)
+            for note in track.notes
+        ]
+
+    def each(read: Callable[[LandedBytes], Any]) -> None:
         for page in pages:
-            score = symusic.Score.from_midi(page.read())
-            rows = [
-                (part, note.time / score.tpq, note.duration / score.tpq, note.pitch, note.velocity)
-                for part, track in enumerate(score.tracks)
-                for note in track.notes
-            ]
-            found["peer"] += [(row[1], row[3]) for row in rows[-5:]]
+            read(page)
 
     def same() -> None:
-        assert found["ours"] == found["peer"]
+        """Every note of every file, read once more for it."""
+        for page in pages:
+            (batch,) = parse(page)
+            assert isinstance(batch, pa.RecordBatch)
+            rows = tuples(page)
+            assert list(zip(*(batch[name].to_pylist() for name in columns), strict=True)) == rows
+            ticks, (one,) = arrays(page)
+            assert np.array_equal(one["time"] / ticks, [row[1] for row in rows])
+            assert np.array_equal(one["pitch"], [row[3] for row in rows])
 
-    return Benchmark("MIDI files to rows of notes", "files/s", length, ours, peer, "symusic alone", 1 / 1.5, same)
+    used = versions(settings, "symusic", "numpy", "pyarrow")
+    ours = partial(each, lambda page: list(parse(page)))
+    for peer, peer_name in ((tuples, "symusic, a tuple a note"), (arrays, "symusic alone, its arrays")):
+        yield Benchmark(
+            *("MIDI files to rows of notes", "files/s", length, ours, partial(each, peer), peer_name, 1 / 1.5),
+            *(same, used),
+        )
 
 
 # ---------------------------------------------------------------- documents
@@ -484,17 +588,22 @@ def documents(settings: Settings, length: int) -> Benchmark:
                 versions.append({"_id": address, "key": key, "hash": content, "landing": "", "doc": document})
             store.put_versions(made[-1], versions)
 
-    def peer() -> None:
+    def bulk_write(size: int) -> float:
         store.database.drop_collection("bare")
-        for start in range(0, length, 10_000):
+        begin = time.perf_counter()
+        for start in range(0, length, size):
             store.database["bare"].bulk_write(
-                [InsertOne(dict(document)) for document in found[start : start + 10_000]], ordered=False
+                [InsertOne(dict(document)) for document in found[start : start + size]], ordered=False
             )
+        return time.perf_counter() - begin
+
+    best = min((1_000, 10_000), key=bulk_write)
 
     def same() -> None:
         ours = {one["doc"]["id"]: one["doc"] for one in store.database[made[-1]].find()}
         assert ours == {one["id"]: one for one in store.database["bare"].find({}, {"_id": 0})}
 
     return Benchmark(
-        "store versions of documents", "documents/s", length, ours, peer, "unordered bulk_write", 0.7, same
+        *("store versions of documents", "documents/s", length, ours, partial(bulk_write, best)),
+        *(f"unordered bulk_write of {best:,} at once", 0.7, same, versions(settings, "documents", "pymongo")),
     )

@@ -130,3 +130,33 @@ def test_a_backfill_brings_its_days_once_and_leaves_the_live_cursor_alone(
         assert {"429", "503", "cut"} <= set(server.met)
     finally:
         api.call("PATCH", f"dags/{DAG}", json={"is_paused": True})
+
+
+@pytest.mark.long
+def test_a_run_over_many_days_maps_to_a_task_a_day_of_which_two_run_at_once(
+    stack: Stack, catalogue_of_march: xc.XenoCanto
+) -> None:
+    api = Airflow(stack.settings("admin"))
+    until(lambda: DAG in {dag["dag_id"] for dag in api.call("GET", "dags", params={"limit": 200})["dags"]})
+    api.call("PATCH", f"dags/{DAG}", json={"is_paused": False})
+    since, after = date(2026, 3, 1), date(2026, 3, 7)
+    days = [since + timedelta(days=n) for n in range((after - since).days)]
+    try:
+        asked = {"logical_date": None, "conf": {"since": str(since), "until": str(after)}}
+        run = api.call("POST", f"dags/{DAG}/dagRuns", json=asked)["dag_run_id"]
+        until(lambda: api.call("GET", f"dags/{DAG}/dagRuns/{run}")["state"] in ("success", "failed"), 900)
+        found = api.call("GET", f"dags/{DAG}/dagRuns/{run}/taskInstances", params={"limit": 100})["task_instances"]
+    finally:
+        api.call("PATCH", f"dags/{DAG}", json={"is_paused": True})
+    mapped = sorted((one for one in found if one["task_id"] == "ingest"), key=lambda one: one["map_index"])
+    assert [(one["map_index"], one["state"]) for one in mapped] == [(n, "success") for n in range(len(days))]
+    spans = [tuple(datetime.fromisoformat(one[end]) for end in ("start_date", "end_date")) for one in mapped]
+    at_once = [sum(start <= moment < end for start, end in spans) for moment, _ in spans]
+    assert max(at_once) == 2
+    asked_for = {f"{day}T00:00:00+00:00/{day + timedelta(days=1)}T00:00:00+00:00" for day in days}
+    ledger = {one["slice"]: one["state"] for one in lyrebird("ledger", SOURCE)}
+    assert {name: ledger.get(name) for name in asked_for} == dict.fromkeys(asked_for, "done")
+    within = {
+        number for number, one in catalogue_of_march.entries.items() if str(since) <= one["uploaded"] < str(after)
+    }
+    assert within <= current(stack).keys()

@@ -13,25 +13,31 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import soundfile
+import tomli_w
 from support import Stack
 from upstreams.hostile_server import Deed, HostileServer, answer, endless, head, serve, trickle
 from upstreams.landed_bytes import META, LandedBytes
 
 from ingestion import archives, catalogue, pipeline
 from ingestion.contract import Bad, BadPage, Context, Landed, Page, Record, Resource, Source, describe
+from ingestion.derive import clips, notes
+from ingestion.sources import audio_folder, music21_corpus
 from storage import warehouse
 from storage.errors import Problem
 from storage.media import audio, frames, midi, scores
 from storage.objects import Objects
+from storage.settings import options_file
 
 DEEP = b"[" * 10_000 + b"]" * 10_000
 NESTED = [  # HTML, to be taken for an article and for the page of a piece
@@ -98,12 +104,31 @@ def ingest(stack: Stack, source: Source) -> None:
     pipeline.ingest(source, stack.settings("loader"), say=lambda text: None)
 
 
-def within(seconds: float, call: Callable[[], Any], error: type[Exception] = Problem) -> str:
-    """The one sentence of a call that is refused in time."""
-    began = time.monotonic()
-    with pytest.raises(error) as caught:
-        call()
+def configure(**options: dict[str, Any]) -> None:
+    """Options of sources, as a person sets them."""
+    options_file().write_text(tomli_w.dumps({"sources": options}))
+
+
+def peak_mb() -> float:
+    """The most memory that this process had since its peak was last set back, as the kernel counts it."""
+    (line,) = (one for one in Path("/proc/self/status").read_text().splitlines() if one.startswith("VmHWM:"))
+    return int(line.split()[1]) / 1024
+
+
+@contextmanager
+def bounded(seconds: float, megabytes: float) -> Iterator[None]:
+    """What is done takes less than that, and no more memory on top of what the process has."""
+    Path("/proc/self/clear_refs").write_text("5")
+    began, before = time.monotonic(), peak_mb()
+    yield
     assert time.monotonic() - began < seconds
+    assert peak_mb() - before < megabytes
+
+
+def within(seconds: float, call: Callable[[], Any], error: type[Exception] = Problem, megabytes: float = 250) -> str:
+    """The one sentence of a call that is refused in time, and in little memory."""
+    with bounded(seconds, megabytes), pytest.raises(error) as caught:
+        call()
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500
     return str(caught.value)
@@ -218,6 +243,47 @@ def test_keys_that_lead_out_of_their_place_are_refused_by_the_store(stack: Stack
     objects = Objects(stack.settings("loader"))
     assert "could not write derived/" in within(20, lambda: objects.put("derived", key, b"x"))
     assert not [found for bucket in ("landing", "derived") for found in objects.list(bucket) if "evil" in found]
+
+
+KEYS = ("good.mid", "a/../b.mid", "../../c.mid", "x//d.mid", ".hidden.mid", "good.wav", "a/../b.wav")
+
+
+def listed(prefix: str, keys: Sequence[str]) -> bytes:
+    """An S3 listing: our own server takes no such keys, others do."""
+    contents = "".join(
+        f"<Contents><Key>{prefix}{key}</Key><LastModified>2024-01-01T00:00:00.000Z</LastModified><Size>4</Size>"
+        "</Contents>"
+        for key in keys
+    )
+    return (
+        '<?xml version="1.0"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>theirs</Name>'
+        f"<KeyCount>{len(keys)}</KeyCount><IsTruncated>false</IsTruncated>{contents}</ListBucketResult>"
+    ).encode()
+
+
+def test_keys_of_others_that_lead_out_are_named_and_the_other_objects_loaded(
+    stack: Stack, server: HostileServer
+) -> None:
+    found = answer(listed("all/", KEYS), Content_Type="application/xml")
+    when = "Mon, 01 Jan 2024 00:00:00 GMT"
+    for path in ("/theirs", "/theirs/"):
+        server.on(path, found)
+    for name, body in (("good.mid", b"MThd"), ("good.wav", b"RIFF")):
+        server.on(f"/theirs/all/{name}", answer(body, Last_Modified=when))
+    storage = {"endpoint": server.url, "access_key": "ann", "secret_key": "s3cret", "region": "us-east-1"}
+    where = {"location": "s3://theirs/all/", "storage": storage}
+    configure(midi_archive=where, audio_folder=where)
+    for name, kind, wanted in (
+        ("midi_archive", "scores", ["../../c.mid", "a/../b.mid", "x//d.mid"]),
+        ("audio_folder", "audio", ["a/../b.wav"]),
+    ):
+        ingest(stack, catalogue.source(name))
+        assert query(stack, f"select _key from raw.{name}_{kind}") == [(f"good.{wanted[0][-3:]}",)]
+        noted = query(stack, f"select reason, counted from ops.quarantine where source = '{name}' order by reason")
+        assert noted == [(f"{key!r} is not a name below s3://theirs/all/", False) for key in wanted]
+        ingest(stack, catalogue.source(name))  # nothing new
+        assert query(stack, f"select count(*) from ops.load where source = '{name}'") == [(1,)]
+    assert not [one.path for one in server.asked if "b." in one.path or "c." in one.path]
 
 
 # --- servers ---
@@ -359,6 +425,8 @@ XML = {
     "attributes": "<a " + " ".join(f'a{n}="x"' for n in range(100_000)) + "/>",
 }
 
+GROWING = ("laughs", "one long laugh", "depth")
+
 
 @pytest.mark.parametrize("kind", XML)
 def test_xml_that_reaches_out_or_grows_is_refused(server: HostileServer, kind: str) -> None:
@@ -413,6 +481,31 @@ def test_very_many_parts_and_notes_that_sound_for_ever() -> None:
     assert "lines" in within(10, lambda: scores.read(kern, ".krn", "theirs"))
 
 
+def test_hostile_scores_keep_no_other_from_becoming_notes(stack: Stack, server: HostileServer) -> None:
+    """They go to quarantine as pieces and as notes; nobody is asked for what they point at."""
+    stack.reset()
+    good = {f"good/{number:02}.xml": SCORE.format(attributes="", inside="", after="") for number in range(100)}
+    bad = {f"bad/{kind}.xml": XML[kind].replace("{url}", server.url) for kind in ("a file", "an address", *GROWING)}
+    bodies = {path: text.encode() for path, text in sorted((good | bad).items())}
+    meta = {"corpus": "theirs", "licence": "none", "composer": None}
+
+    def fetch(context: Context) -> Iterator[Page]:
+        return (Page(path, body, {"digest": ""}, "application/xml", meta) for path, body in bodies.items())
+
+    (scores_of,) = music21_corpus.SOURCE.resources
+    with bounded(90, 250):
+        for source in (replace(music21_corpus.SOURCE, resources=(replace(scores_of, fetch=fetch),)), notes.SOURCE):
+            ingest(stack, source)
+            states = pipeline.judge(source, stack.settings("loader"), say=lambda text: None)
+            assert {state for state, _ in states.values()} == {"published"}, states
+    for table in ("notes_pieces", "notes"):
+        found = query(stack, f"select distinct piece_id from raw.{table} order by 1")
+        assert [f"{piece}.xml" for (piece,) in found] == [*good]
+    noted = query(stack, "select resource, payload from ops.quarantine where source = 'notes' order by resource")
+    assert sorted(noted) == sorted((kind, path) for kind in ("notes", "pieces") for path in bad)
+    assert server.asked == []
+
+
 def test_what_can_be_read_can_be_made_frames_of() -> None:
     """The caps of the readers are such that no piece they let through is refused later, where nobody expects it."""
     longest = max(scores.MAX_QUARTERS, midi.MAX_QUARTERS)
@@ -462,6 +555,29 @@ def test_audio_that_unfolds_into_days_is_refused_by_what_it_says_and_by_what_it_
     wide = silence(0.05, "FLAC", 96_000, 8)
     few = audio.Limits(samples=96_000 * 60)
     assert "138,240,000 samples (at most 5,760,000)" in within(5, partial(audio.probe, wide, name="theirs", limits=few))
+
+
+def test_audio_that_unfolds_into_days_keeps_no_other_from_becoming_clips(stack: Stack, tmp_path: Path) -> None:
+    stack.reset()
+    unknown = bytearray(silence(4.1, "FLAC"))
+    (tmp_path / "10 says so.flac").write_bytes(unknown)
+    unknown[21] &= 0xF0
+    unknown[22:26] = bytes(4)
+    (tmp_path / "20 does not.flac").write_bytes(unknown)
+    for number in range(24):
+        soundfile.write(tmp_path / f"{number:02}.flac", np.full(80_000, number / 100), 8_000)
+    configure(audio_folder={"location": str(tmp_path)})
+    with bounded(90, 250):
+        for source in (audio_folder.SOURCE, clips.SOURCE):
+            ingest(stack, source)
+            states = pipeline.judge(source, stack.settings("loader"), say=lambda text: None)
+            assert {state for state, _ in states.values()} == {"published"}, states
+    cut = query(stack, "select recording_key, count(*) from raw.clips group by 1 order by 1")
+    assert [key for key, _ in cut] == [f"{number:02}.flac" for number in range(24)]
+    assert {count for _, count in cut} == {2}
+    noted = dict(query(stack, "select payload, reason from ops.quarantine where source = 'clips'"))
+    assert sorted(noted) == ["audio_folder: 10 says so.flac", "audio_folder: 20 does not.flac"]
+    assert all("s long (at most 14400 s)" in one or "goes on for more than 14400 s" in one for one in noted.values())
 
 
 DECODE = """

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import loading_world as world
 import pytest
 import redis
-from support import Stack, until
+from proxy import Proxy
+from pydantic import SecretStr
+from support import Stack, rotating_seed, until
 from upstreams.hostile_server import answer, serve
 
 from storage.settings import Settings
@@ -61,6 +65,29 @@ def test_a_source_of_the_web_is_loaded_whole_whatever_becomes_of_the_cache(
         found = world.differences(calm, world.tables(name, settings))
         assert found == {}, found
         until(lambda: _answers(cache), 60)
+
+
+@pytest.mark.parametrize("fault", ["cut", "slow"])
+def test_a_bad_way_to_the_cache_loses_and_doubles_nothing(
+    settings: Settings, upstream: str, calm: dict[str, list[Any]], fault: str
+) -> None:
+    name, url = f"cache_{fault}", settings.cache_url.get_secret_value()
+    parts = urlsplit(url)
+    proxy = Proxy(parts.hostname or "", parts.port or 0)
+    through = url.replace(f"{parts.hostname}:{parts.port}", f"127.0.0.1:{proxy.port}")
+    own = settings.model_copy(update={"cache_url": SecretStr(through)})
+    dice = random.Random(f"{rotating_seed()} cache")
+    proxy.delay_s = 0.005 if fault == "slow" else 0.0
+    try:
+        for generation in (1, 2):
+            proxy.budgets = [int(dice.lognormvariate(7, 1)) for _ in range(12)] if fault == "cut" else []
+            code, words = world.run(name, generation, own, url=upstream)
+            assert code == 0, words[-1]
+    finally:
+        proxy.close()
+    assert proxy.cut >= 2 if fault == "cut" else proxy.passed > 50
+    found = world.differences(calm, world.tables(name, settings))
+    assert found == {}, found
 
 
 def _answers(cache: redis.Redis) -> bool:

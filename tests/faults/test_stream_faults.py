@@ -12,10 +12,13 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import stream_world as world
-from support import Stack
+from proxy import Proxy
+from pydantic import SecretStr
+from support import Stack, rotating_seed
 from upstreams.recorder import POISON, Recorder
 
 from infra.embedded import stack as embedded
@@ -220,6 +223,55 @@ def test_the_stream_server_is_killed_under_a_consumer(
         embedded.up(stack.home, only=stack.started)
     time.sleep(0.06)
     world.drain(name, settings)
+    same(name, settings, calm)
+
+
+@pytest.fixture
+def network(settings: Settings) -> Iterator[tuple[Proxy, Settings]]:
+    """A proxy in front of the stream server, and settings that lead through it."""
+    url = settings.stream_url.get_secret_value()
+    parts = urlsplit(url)
+    proxy = Proxy(parts.hostname or "", parts.port or 0)
+    through = url.replace(f"{parts.hostname}:{parts.port}", f"127.0.0.1:{proxy.port}")
+    yield proxy, settings.model_copy(update={"stream_url": SecretStr(through)})
+    proxy.close()
+
+
+def test_a_slow_way_to_the_stream_server_only_takes_longer(
+    calm: Tables, settings: Settings, server: Stream, network: tuple[Proxy, Settings]
+) -> None:
+    name, (proxy, through) = "slow_stream", network
+    proxy.delay_s = 0.005
+    world.source(name)
+    Recorder().send(server, name)
+    consumer, line = world.start(name, through)
+    consumer.join(120)
+    assert consumer.exitcode == 0, world.said(line)[-1]
+    assert proxy.passed > 20
+    same(name, settings, calm)
+
+
+def test_connections_to_the_stream_server_that_are_cut_anywhere_lose_and_double_nothing(
+    calm: Tables, settings: Settings, server: Stream, network: tuple[Proxy, Settings]
+) -> None:
+    name, (proxy, through) = "cut_stream", network
+    dice = random.Random(f"{rotating_seed()} stream")
+    world.source(name, deliveries=500)  # a message whose connection is cut has been delivered once more
+    recorder = Recorder()
+    for start in range(0, 120, 40):
+        recorder.send(server, name, slice(start, start + 40) if start < 80 else slice(start, None))
+        for _ in range(4):
+            proxy.budgets = [int(dice.lognormvariate(8, 1.5)) for _ in range(6)]  # mostly 1 to 15 kB
+            consumer, line = world.start(name, through)
+            consumer.join(120)
+            words = world.said(line)
+            assert consumer.exitcode in (0, 1), words[-1]
+            if consumer.exitcode:
+                assert words[-1].startswith("problem: the stream server failed"), words[-1]
+            time.sleep(0.06)
+    assert proxy.cut >= 5
+    proxy.budgets = []
+    world.drain(name, through)
     same(name, settings, calm)
 
 

@@ -269,6 +269,34 @@ def test_another_query_is_another_list(stack: Stack, small: xc.XenoCanto) -> Non
     assert current(stack, "xeno_canto_recordings") == shown
 
 
+FILTERS: tuple[dict[str, str], ...] = (
+    {"species": "Avisus minor"},
+    {"species": "Avisus minor", "country": "Peru", "quality": ">D"},
+    {"country": "New Zealand", "quality": "A"},
+)
+
+
+@pytest.mark.parametrize("given", FILTERS, ids=lambda given: " ".join(given.values()))
+def test_a_query_by_species_country_and_quality_brings_those_and_no_other(
+    stack: Stack, small: xc.XenoCanto, given: dict[str, str]
+) -> None:
+    small.entries = {one["id"]: one for one in xc.made(600)}
+    small.faulty = True
+    configure(small, most_bytes=0, **given)
+    cycle(stack, xeno_canto.SOURCE)
+    qualities = {"A": "A", ">D": "ABC"}.get(given.get("quality", ""), "ABCDE no score")
+    wanted = {
+        number
+        for number, one in small.entries.items()
+        if given.get("species", one["gen"]) in (one["gen"], f"{one['gen']} {one['sp']}")
+        and one["cnt"] == given.get("country", one["cnt"])
+        and one["q"] in qualities
+    }
+    assert 3 < len(wanted) < 100
+    assert current(stack, "xeno_canto_recordings").keys() == wanted
+    assert documents(stack, "xeno_canto_recordings").keys() == wanted
+
+
 def test_a_backfill_brings_its_interval_and_nothing_else_twice_the_same(stack: Stack, catalogued: xc.XenoCanto) -> None:
     configure(catalogued, most_bytes=0)
     uploads = sorted(one["uploaded"] for one in catalogued.entries.values())
@@ -452,6 +480,7 @@ HOSTILE_FILES: dict[str, str] = {
     "always busy": "{url}/busy",
     "too slow": "{url}/slow",
     "never whole": "{url}/cut",
+    "a page": "{url}/page",
 }
 
 
@@ -469,6 +498,7 @@ def test_one_hostile_file_keeps_no_other_from_coming(
         server.on("/busy", hostile_server.answer(status=503))
         server.on("/slow", hostile_server.trickle(hostile_server.head(Content_Type="audio/mpeg"), b"x", 0.1))
         server.on("/cut", hostile_server.pieces(hostile_server.head(Content_Type="audio/mpeg", Content_Length=9), b"x"))
+        server.on("/page", hostile_server.answer(b"<html>no longer here</html>", Content_Type="text/html"))
         other = min(small.entries, key=int)
         newest = max(small.entries, key=int)
         server.on("/good", hostile_server.answer(xc.sound(int(other)), Content_Type="audio/x-wav"))
@@ -478,8 +508,8 @@ def test_one_hostile_file_keeps_no_other_from_coming(
         cycle(stack, xeno_canto.SOURCE)
         assert cycle(stack, xeno_canto.SOURCE) == {"audio": ["published"]}
         assert current(stack, "xeno_canto_audio", "sha256").keys() == small.entries.keys() - {newest}
-        ((payload,),) = query(stack, "select payload from ops.quarantine where resource = 'audio'")
-        assert newest in payload
+        ((payload, reason),) = query(stack, "select payload, reason from ops.quarantine where resource = 'audio'")
+        assert newest in payload and ("gave text/html" in reason) == (fault == "a page")
         asked = len(server.asked)
         assert cycle(stack, xeno_canto.SOURCE) == {}
         assert len(server.asked) == asked

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
+import tarfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import closing
@@ -15,12 +15,14 @@ from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import pytest
 from upstreams import hostile_server
 from upstreams import maestro as maestro_double
 from upstreams import manythings as manythings_double
 from upstreams import tatoeba as tatoeba_double
+from upstreams.live import LIVE
 
 from infra import transforming
 from ingestion import catalogue, forgetting, locations, paging, pipeline, trouble
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 
 LANGUAGES = ["eng", "deu", "rus"]
 QUIET = {"say": lambda text: None}
-UPSTREAMS = ["double", *(["live"] if os.environ.get("LYREBIRD_LIVE") else [])]
+UPSTREAMS = ["double", *LIVE]
 STAGES = ["fetched", "before seal", "sealed", "copied", "before commit", "committed"]
 
 
@@ -311,6 +313,16 @@ def bundle(files: dict[str, bytes]) -> bytes:
     return packed.getvalue()
 
 
+def tarball(files: dict[str, bytes]) -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        for name, body in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(body)
+            archive.addfile(entry, io.BytesIO(body))
+    return packed.getvalue()
+
+
 def told(rows: dict[str, dict[str, Any]], names: Any) -> dict[str, dict[str, Any]]:
     return {key: {name: row[name] for name in names} for key, row in rows.items()}
 
@@ -387,6 +399,29 @@ def test_midi_comes_from_anywhere_and_what_is_broken_is_named(stack: Stack, tmp_
         assert cycle(stack, midi_archive.SOURCE) == {}
         cycle(stack, notes.SOURCE)
         assert {piece["path"] for piece in current(stack, "notes_pieces").values()} == now
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+@pytest.mark.parametrize("way", ["folder", "web", "s3"])
+def test_an_archive_is_a_location_of_its_own(stack: Stack, tmp_path: Path, way: str, kind: str) -> None:
+    """Of what lies beside it nothing is read; when it changes, what it holds does."""
+    tunes = {f"{number % 3}/tune {number}.mid": maestro_double.tune(number) for number in range(12)}
+    name, pack = f"my songs.{kind}", {"zip": bundle, "tar.gz": tarball}[kind]
+    with placed(stack, way, tmp_path, {name: pack(tunes), "beside.mid": maestro_double.tune(99)}) as (options, change):
+        where = f"{options['location'].rstrip('/')}/{name if way != 'web' else quote(name)}"
+        configure(midi_archive=options | {"location": where})
+        assert cycle(stack, midi_archive.SOURCE) == {"scores": ["published"]}
+        found = current(stack, "midi_archive_scores")
+        assert {key: one["bytes"] for key, one in found.items()} == {
+            f"{name}/{path}": len(body) for path, body in tunes.items()
+        }
+        assert {one["corpus"] for one in found.values()} == {name}
+        assert cycle(stack, midi_archive.SOURCE) == {}
+        tunes["0/tune 0.mid"] = maestro_double.tune(500, 30)
+        tunes.pop("1/tune 1.mid")
+        change(name, pack(tunes))
+        assert cycle(stack, midi_archive.SOURCE) == {"scores": ["published"]}
+        assert current(stack, "midi_archive_scores").keys() == {f"{name}/{path}" for path in tunes}
 
 
 def placed(stack: Stack, way: str, folder: Path, files: dict[str, bytes]) -> Any:

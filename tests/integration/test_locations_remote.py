@@ -166,8 +166,9 @@ def test_passwords_are_shown_nowhere(
         assert not any(secret in text for secret in (SECRET, quote(SECRET, safe=""), "wr0ng")), text
 
 
-def test_a_transfer_that_is_cut_goes_on_where_it_stopped(root: Path) -> None:
-    with ftp_server.serve(root, faulty=True) as server:
+@pytest.mark.parametrize("old", [False, True])
+def test_a_transfer_that_is_cut_goes_on_where_it_stopped(root: Path, old: bool) -> None:
+    with ftp_server.serve(root, old=old) as server:
         location = Location(
             f"ftp://{server.host}:{server.port}/", storage={"username": ftp_server.USER, "password": SECRET}
         )
@@ -175,6 +176,13 @@ def test_a_transfer_that_is_cut_goes_on_where_it_stopped(root: Path) -> None:
         large = len(FILES["clips/deep/er/c.mp3"])
         assert f"REST {large // 2}" in server.commands
         assert {Path(name).name for name in server.cut} == {Path(name).name for name in FILES}
+
+
+def test_an_sftp_transfer_that_is_cut_comes_whole_over_a_new_connection(root: Path) -> None:
+    with sftp_server.serve(root) as server:
+        location = sftp_location(server, root)
+        assert {entry.name: location.read(entry.name) for entry in location.list()} == FILES
+        assert {name.removeprefix("/") for name in server.cut} == FILES.keys() - {"empty.wav"}
 
 
 def test_a_transfer_that_is_cut_begins_anew_when_the_file_has_changed(root: Path) -> None:
@@ -185,7 +193,7 @@ def test_a_transfer_that_is_cut_begins_anew_when_the_file_has_changed(root: Path
         path.write_bytes(body)
         os.utime(path, (path.stat().st_atime, path.stat().st_mtime + 60))
 
-    with ftp_server.serve(root, faulty=True) as server:
+    with ftp_server.serve(root) as server:
         location = ftp_location(server)
         location.read("labels.csv")  # the first one loses the connection, too, before anything has come
         server.at_cut = change
@@ -326,7 +334,9 @@ def test_lines_that_a_file_s_name_makes_in_an_old_listing_are_passed_over(root: 
     with ftp_server.serve(root, old=True) as server:
         location = ftp_location(server)
         server.listing = line % (b"3", b"a.wav") + line % (b"x", b"b.wav") + b"-\r\n" + line % (b"4", b"../c.wav")
-        assert [(one.name, one.size) for one in location.list()] == [("a.wav", 3)]
+        assert [(one.name, one.size) for one in location.list()] == [("../c.wav", 4), ("a.wav", 3)]
+        with pytest.raises(Problem, match=r"'\.\./c\.wav' is not a name below"):
+            location.read("../c.wav")
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from ingestion.contract import Bad, BadPage, Context, Gone, Landed, Page, Resour
 from storage import warehouse
 from storage.documents import Documents
 from storage.errors import Problem
+from storage.settings import options_file
 
 SCHEMA = pa.schema(
     [
@@ -180,6 +181,25 @@ def test_too_much_quarantine_rejects_the_load_and_readers_keep_the_old(stack: St
     upstream.pages[1] = [{"id": "a", "value": 5}, {"id": "b", "value": 6}]  # mended: fetched again, not taken as known
     assert cycle(stack, upstream)[3][0] == "published"
     assert current(stack, "rotten") == [("a", 5), ("b", 6)]
+
+
+def test_a_source_says_how_much_quarantine_it_bears(stack: Stack) -> None:
+    """One record of ten is bad, for both."""
+    patient, strict = Upstream("patient"), Upstream("strict")
+    options_file().write_text("[sources.patient]\nquarantine_share = 0.2\n[sources.strict]\nquarantine_share = 0.05\n")
+    try:
+        for upstream in (patient, strict):
+            upstream.pages = [[*({"id": str(number), "value": number} for number in range(9)), {"bad": 1}]]
+        assert cycle(stack, patient) == {1: ("published", "")}
+        ((state, reason),) = cycle(stack, strict).values()
+        assert state == "rejected" and "quarantine" in reason
+        assert len(current(stack, "patient")) == 9 and current(stack, "strict") == []
+        for wrong, shown in (("2", "2"), ("-0.1", "-0.1"), ("nan", "nan"), ("'x'", "'x'"), ("true", "True")):
+            options_file().write_text(f"[sources.strict]\nquarantine_share = {wrong}\n")
+            with pytest.raises(Problem, match=f"quarantine_share of strict is {shown}. It is from 0 to 1"):
+                cycle(stack, strict)
+    finally:
+        options_file().unlink()
 
 
 def test_a_rejection_is_over_when_the_source_is_as_it_was(stack: Stack) -> None:

@@ -9,9 +9,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import redis
+from faults.proxy import Proxy
+from pydantic import SecretStr
 from support import Stack
 from upstreams.hostile_server import HostileServer, answer, serve
 
@@ -97,15 +100,25 @@ def crowded(times: list[float], seconds: float = 0.9) -> list[float]:
     return [b - a for a, b in zip(times, times[PER_SECOND:], strict=False) if b - a < seconds]
 
 
-def test_two_processes_hold_one_rate_together(stack: Stack, cache: redis.Redis, server: HostileServer) -> None:
+@pytest.mark.parametrize("delay_s", [0.0, 0.02])
+def test_two_processes_hold_one_rate_together_however_far_the_cache_is(
+    stack: Stack, cache: redis.Redis, server: HostileServer, delay_s: float
+) -> None:
     server.on("/a", answer(b"x"))
     server.on("/b", answer(b"x"))
     settings = stack.settings("loader")
+    url = settings.cache_url.get_secret_value()
+    parts = urlsplit(url)
+    proxy = Proxy(parts.hostname or "", parts.port or 0)
+    proxy.delay_s = delay_s
+    through = SecretStr(url.replace(f"{parts.hostname}:{parts.port}", f"127.0.0.1:{proxy.port}"))
+    settings = settings.model_copy(update={"cache_url": through})
     together = PROCESSES.Barrier(2)
     jobs = [(asks, (settings, server.host, path, 9, together)) for path in ("/a", "/b")]
     with workers(*jobs) as words:
         assert words(2) == ["", ""]
-    assert len(server.asked) == 18
+    proxy.close()
+    assert len(server.asked) == 18 < proxy.passed
     assert crowded([request.at for request in server.asked]) == []
     halves = [[request.at for request in server.asked if request.path == path] for path in ("/a", "/b")]
     assert max(halves[0][0], halves[1][0]) < min(halves[0][-1], halves[1][-1])  # they were at it at the same time

@@ -166,7 +166,7 @@ BAD_NAMES = {
     "/etc/passwd": "absolute", "//server/share": "absolute", "C:/Windows/x": "absolute", "c:x": "absolute",
     "..\\evil": "backslashes", "\\\\server\\x": "backslashes", "a\\b": "backslashes",
     "x" * 4000: "4,000 bytes", "ж" * 600: "1,200 bytes", "line\nfeed": "control", "bell\x07": "control",
-    "./": "no name",
+    "./": "no name", "": "no name",
 }  # fmt: skip
 
 

@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from ml.birds.data import Clips, fit_window, shuffled, vocabulary
+from ml.birds.data import Clips, fit_window, vocabulary
 from ml.birds.evaluate import evaluate, evaluate_folder, metrics, read_labels
 from ml.birds.identify import Window, load, timeline
-from ml.birds.model import ModelConfig
-from ml.birds.train import PRESETS, main, train
+from ml.birds.model import BirdNetwork, ModelConfig
+from ml.birds.train import PRESETS, BirdTask, main, train
 from ml.datasets.read import Version
 from ml.training.config import TrainConfig
 from ml.training.evaluation import interval
@@ -137,7 +137,8 @@ def test_clips_are_the_rows_of_the_version(version: Path) -> None:
 def test_a_pass_takes_every_clip_once_in_an_order_fixed_by_the_seed(version: Path) -> None:
     clips = Clips(Version(version), "train", RATE)
     labels = vocabulary(clips)
-    first, again, other = (list(shuffled(clips, labels, 8_000, 16, seed)) for seed in (1, 1, 2))
+    task = BirdTask(BirdNetwork(MODEL, len(labels)), clips, clips, labels, 16)
+    first, again, other = ([task.batch(item) for item in task.plan(0, seed)] for seed in (1, 1, 2))
     assert [len(batch.wave) for batch in first] == [16, 16, 16, 12]
     assert all(a.wave.equal(b.wave) and a.seed == b.seed for a, b in zip(first, again, strict=True))
     assert not first[0].wave.equal(other[0].wave)

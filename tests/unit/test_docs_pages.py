@@ -105,6 +105,26 @@ def check_settings(words: list[str]) -> None:
     config.override_both(*module.PRESETS["smoke"], given)
 
 
+OTHERS = ("Clear task", "certificate verify failed", "Authentication failed", "gave text/html, not")  # say these
+
+
+def test_messages_that_the_runbook_explains_are_those_that_are_said() -> None:
+    """What stands between asterisks there, but for what a message has in place of the dots."""
+    texts = []
+    for folder in ("infra", "ingestion", "ml", "storage"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.JoinedStr):
+                    texts.append("".join(one.value if isinstance(one, ast.Constant) else "…" for one in node.values))
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    texts.append(node.value)
+    said = " ".join(" ".join(texts).split()).lower()
+    shown = re.findall(r"(?<![\w*])\*(?!\*|\s)([^*]+?)\*(?![\w*])", prose("docs/runbook.md"))
+    parts = [part.strip(" .,:;") for one in shown for part in " ".join(one.split()).split("…")]
+    assert len(parts) > 60
+    assert [part for part in parts if part.lower() not in said and part not in OTHERS] == []
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_to_type_are_accepted(page: str) -> None:
     for program, *words in typed(page):

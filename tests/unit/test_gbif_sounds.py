@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import count
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 from upstreams.gbif import Gbif, made, occurrence
 from upstreams.landed_bytes import LandedBytes
+from upstreams.live import LIVE
 
 from ingestion import paging
 from ingestion.contract import Bad, BadPage, Context
@@ -19,8 +19,6 @@ from ingestion.rows import check
 from ingestion.sources import gbif_sounds
 from storage.errors import Problem
 from storage.settings import Settings
-
-LIVE = ["live"] if os.environ.get("LYREBIRD_LIVE") == "1" else []
 
 
 def options(**given: Any) -> dict[str, Any]:

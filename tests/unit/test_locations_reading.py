@@ -145,12 +145,18 @@ def test_a_page_that_links_out_lists_only_what_lies_below(tmp_path: Path) -> Non
         "a.wav#top",
         "../",
         "%2e%2e/other.wav",
+        "deep/%2e%2e/b.wav",
+        "%2e%2e/deep/",
         "http://example.org/x.wav",
     )
     page = "".join(f'<a href="{link}">x</a>' for link in links)
     (tmp_path / "site" / "birds" / "index.html").write_text(page)
     with serve(tmp_path / "site") as url:
-        assert [entry.name for entry in Location(f"{url}birds/").list()] == ["a.wav"]
+        location = Location(f"{url}birds/")
+        assert [entry.name for entry in location.list()] == ["../other.wav", "a.wav", "deep/../b.wav"]
+        for name in ("../other.wav", "deep/../b.wav"):  # no link to elsewhere: a file of that name, as it looks
+            with pytest.raises(Unusable, match="is not a name below"):
+                location.read(name)
 
 
 def test_a_changed_file_gets_another_etag(root: Path) -> None:

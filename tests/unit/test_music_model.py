@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ml.music.compose import frame_nll
-from ml.music.data import Piece, Surroundings, batches, collate, crop, windows
+from ml.music.data import Piece, Surroundings, collate, crop, crops, cut, windows
 from ml.music.model import Batch, ModelConfig, MusicTransformer, log_probabilities, negative_log_likelihood
 from ml.music.tokens import END_FRAME, PITCHES, STOP, describe, encode
 
@@ -132,7 +132,7 @@ def test_crops_cover_what_follows_them_and_stay_within_the_range_of_the_pieces()
     pieces = [Piece.of(str(n), [[60 + n, 48], [62 + n]] * 30, AROUND) for n in range(5)]
     moved = set()
     for epoch in range(8):
-        for batch in batches(pieces, 32, 4, 6, (1, epoch)):
+        for batch in (cut(pieces, 32, group) for group in crops(pieces, 32, 4, 6, (1, epoch))):
             assert batch.ids.shape[1] <= 32
             real = batch.ids[:, 1:][batch.target[:, 1:] >= 0]
             assert (real == batch.target[:, :-1][batch.target[:, 1:] >= 0]).all()
@@ -147,7 +147,8 @@ def test_batches_depend_on_seed_and_epoch_alone():
     pieces = [Piece.of(str(n), music(n, 40), AROUND) for n in range(6)]
 
     def ids(*seed: int) -> list[list[int]]:
-        return [row for batch in batches(pieces, 32, 2, 3, seed) for row in batch.ids.tolist()]
+        groups = crops(pieces, 32, 2, 3, seed)
+        return [row for group in groups for row in cut(pieces, 32, group).ids.tolist()]
 
     assert ids(1, 0) == ids(1, 0)
     assert ids(1, 0) != ids(1, 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 from upstreams.landed_bytes import LandedBytes
+from upstreams.live import LIVE
 from upstreams.mutopia import Mutopia, expected, made, piece, sound
 
 from ingestion.contract import Bad, BadPage, Context
@@ -20,7 +20,6 @@ from storage.errors import Problem
 from storage.settings import Settings
 
 GOLDEN = Path(__file__).parent / "golden"
-LIVE = ["live"] if os.environ.get("LYREBIRD_LIVE") == "1" else []
 SITE = "http://site.example"
 
 

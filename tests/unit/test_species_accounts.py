@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 from upstreams.landed_bytes import LandedBytes
+from upstreams.live import LIVE
 from upstreams.species_accounts import Encyclopedia, article, expected
 
 from ingestion.contract import BadPage, Context
@@ -18,7 +18,6 @@ from storage.errors import Problem
 from storage.settings import Settings
 
 GOLDEN = Path(__file__).parent / "golden"
-LIVE = ["live"] if os.environ.get("LYREBIRD_LIVE") == "1" else []
 SITE = "http://wiki.example"
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ml.training.config import TrainConfig, command, override, override_both, parse, settle
+from ml.training.config import TrainConfig, check, command, override, override_both, parse, settle
 from storage.errors import Problem
 
 
@@ -69,3 +69,13 @@ def test_a_run_is_not_resumed_with_other_settings(tmp_path: Path) -> None:
         settle(tmp_path, settings(seed=2), resume=True)
     settle(tmp_path, settings(seed=2), resume=False)
     assert json.loads((tmp_path / "config.json").read_text())["train"]["seed"] == 2
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    ["steps=0", "batch=-1", "evaluate_every=0", "learning_rate=nan", "minutes=-2", "average=1", "workers=-1"],
+)
+def test_a_number_that_no_training_can_go_by_is_refused(assignment: str) -> None:
+    with pytest.raises(Problem, match=f"The setting {assignment.split('=', maxsplit=1)[0]} cannot be"):
+        check(override(TrainConfig(), [assignment]))
+    check(TrainConfig())

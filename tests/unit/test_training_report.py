@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ml.training import report
+from ml.training import report, results
 from ml.training.files import write, write_json
+from storage.errors import Problem
 
 SCORES = {
     "family": "birds", "dataset": "0123", "split": "valid",
@@ -103,3 +104,24 @@ def test_a_file_that_fails_half_way_leaves_the_old_one(tmp_path: Path) -> None:
         write_json(path, {"a": float("nan")})
     assert json.loads(path.read_text()) == {"a": 1}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_runs_are_told_of_in_a_table(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(Problem, match="holds no finished run"):
+        results.main(["--out", str(tmp_path / "page"), str(tmp_path / "nowhere")])
+    write_json(run / "config.json", {"model": {"width": 8}, "train": {"preset": "gpu", "seed": 3, "compile": True}})
+    events = [
+        *({"event": "train", "step": n, "units_per_second": rate} for n, rate in enumerate((50.0, 900.0, 1000.0))),
+        {"event": "valid", "step": 3, "valid_loss": 1.5, "seconds": 60.0},
+        {"event": "end", "step": 3, "best_step": 3, "best": 1.5, "seconds": 90.0, "units": 4000, "peak_mb": 321,
+         "device": "NVIDIA H200", "threads": 4, "processes": 2, "precision": "bf16"},
+    ]  # fmt: skip
+    (run / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    results.main(["--out", str(tmp_path / "docs" / "page"), str(run)])
+    (row,) = json.loads((tmp_path / "docs" / "page.json").read_text())
+    assert (row["units_per_second"], row["minutes"], row["peak_memory_mb"], row["seed"]) == (900.0, 1.5, 321, 3)
+    assert row["scores"] == [{"name": "macro AP", "value": 0.51234, "low": 0.4, "high": 0.6}]
+    assert row["curve"] == [{"minutes": 1.0, "step": 3, "valid_loss": 1.5}]
+    page = (tmp_path / "docs" / "page.md").read_text()
+    for part in ("NVIDIA H200, 2 processes", "bf16, compiled", "900", "321", "macro AP 0.51 [0.40, 0.60] on valid"):
+        assert part in page

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ml.translation.data import pad
+from ml.translation.loss import cross_entropy
 from ml.translation.model import ModelConfig, build
 from ml.translation.search import beam_search, greedy, limits
 from ml.translation.subwords import BOS, EOS, PAD, UNKNOWN
@@ -18,7 +19,7 @@ BANNED = [PAD, BOS, UNKNOWN]
 CONFIG = ModelConfig(width=16, heads=4, encoder_layers=2, decoder_layers=2, inner=24)
 
 
-@pytest.fixture(params=["transformer"])
+@pytest.fixture(params=["transformer", "recurrent"])
 def model(request: pytest.FixtureRequest) -> Transformer:
     torch.manual_seed(7)
     made = build(ModelConfig(**{**vars(CONFIG), "kind": request.param}), VOCABULARY).eval()
@@ -98,7 +99,7 @@ def test_a_state_follows_its_hypotheses(model: Transformer, source: Tensor) -> N
 
 def test_greedy_gives_what_uncached_greedy_gives(model: Transformer, source: Tensor) -> None:
     most = [12] * 4
-    for row, hypothesis in enumerate(greedy(model, source, most, BANNED)):
+    for row, hypothesis in enumerate(greedy(model, source, most, BANNED, length_penalty=1.0)):
         tokens = [BOS]
         while len(tokens) <= most[row]:
             logits = model.logits(model(source[row : row + 1], torch.tensor([tokens])))[0, -1]
@@ -111,8 +112,8 @@ def test_greedy_gives_what_uncached_greedy_gives(model: Transformer, source: Ten
 
 def test_a_beam_of_one_is_greedy(model: Transformer, source: Tensor) -> None:
     most = limits(source, PAD)
-    one = beam_search(model, source, most, BANNED, beam=1, length_penalty=0.0)
-    plain = greedy(model, source, most, BANNED)
+    one = beam_search(model, source, most, BANNED, beam=1, length_penalty=0.7)
+    plain = greedy(model, source, most, BANNED, length_penalty=0.7)
     assert [found[0].tokens for found in one] == [hypothesis.tokens for hypothesis in plain]
     assert [found[0].score for found in one] == pytest.approx([hypothesis.score for hypothesis in plain], abs=1e-4)
 
@@ -137,7 +138,7 @@ def test_scores_are_the_model_s_own_and_in_order(model: Transformer, source: Ten
         assert len({tuple(h.tokens) for h in found}) == 5
         for hypothesis in found:
             tokens = [*hypothesis.tokens, EOS] if len(hypothesis.tokens) < 6 else hypothesis.tokens
-            score = _probability(model, source[row], tokens) / ((5 + len(tokens)) / 6) ** penalty
+            score = _probability(model, source[row], tokens) / len(tokens) ** penalty
             assert hypothesis.score == pytest.approx(score, abs=1e-4)
 
 
@@ -156,8 +157,46 @@ def test_an_unknown_kind_names_the_known_ones() -> None:
         build(ModelConfig(kind="mamba"), VOCABULARY)
 
 
+@pytest.mark.parametrize(
+    ("kind", "change", "says"),
+    [
+        ("transformer", {"width": 30}, "width of 30 cannot be shared by 4 heads"),
+        ("recurrent", {"width": 33}, "width of 33 cannot be shared by 2 ways"),
+        ("transformer", {"heads": 0}, "heads cannot be 0"),
+        ("recurrent", {"decoder_layers": 0}, "decoder_layers cannot be 0"),
+        ("transformer", {"dropout": 1.0}, "dropout cannot be 1.0"),
+        ("transformer", {"label_smoothing": -0.1}, "label_smoothing cannot be -0.1"),
+    ],
+)
+def test_a_model_that_cannot_be_is_refused(kind: str, change: dict[str, float], says: str) -> None:
+    with pytest.raises(Problem, match=says):
+        build(ModelConfig(**{**vars(CONFIG), "kind": kind, **change}), VOCABULARY)
+
+
 def _probability(model: Transformer, source: Tensor, tokens: list[int], banned: list[int] = BANNED) -> float:
     """The log probability of numbers after the source, computed without a cache."""
     logits = model.logits(model(source[None], torch.tensor([[BOS, *tokens[:-1]]])))[0]
     logits[:, banned] = -torch.inf
     return float(logits.log_softmax(dim=-1).gather(1, torch.tensor(tokens)[:, None]).sum().detach())
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_in_pieces_is_torch_s_own(smoothing: float) -> None:
+    generator = torch.Generator().manual_seed(5)
+    wanted = torch.randint(1, 40, (7, 60), generator=generator)  # 420 rows are several pieces
+    wanted[3:, 20:] = PAD
+    leaves = [torch.randn(7, 60, 16, generator=generator), torch.randn(40, 16, generator=generator)]
+    results = []
+    for how in ("ours", "torch"):
+        hidden, weights = (leaf.clone().requires_grad_() for leaf in leaves)
+        if how == "ours":
+            loss = cross_entropy(hidden, weights, wanted, smoothing)
+        else:
+            logits = torch.nn.functional.linear(hidden[wanted != PAD], weights)
+            loss = torch.nn.functional.cross_entropy(logits, wanted[wanted != PAD], label_smoothing=smoothing)
+        (3 * loss).backward()
+        results.append((loss.detach(), hidden.grad, weights.grad))
+    for ours, theirs in zip(*results, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        assert cross_entropy(*leaves, wanted, smoothing).item() == pytest.approx(results[1][0].item(), rel=1e-5)

@@ -3,8 +3,9 @@
 ``said`` are answers of its own making to commands; ``listing`` is one to LIST and MLSD, and ``endless`` sends files and
 listings for ever, in small pieces with a ``pause`` between.
 
-With ``faulty`` the first transfer of every file ends in its middle, and the server calls it complete all the same
-(226, RFC 959); every other time the connection for commands is lost besides. ``at_cut`` is then called with its path.
+By default (``faulty``) the first transfer of every file ends in its middle, and the server calls it complete all the
+same (226, RFC 959); every other time the connection for commands is lost besides. ``at_cut`` is then called with its
+path.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Ftp:
 
     host: str
     port: int
-    faulty: bool = False
+    faulty: bool = True
     commands: list[str] = field(default_factory=list)
     cut: set[str] = field(default_factory=set)
     said: dict[str, str] = field(default_factory=dict)
@@ -55,7 +56,7 @@ class _Endless:
 
 
 @contextmanager
-def serve(folder: Path, *, faulty: bool = False, old: bool = False, certificate: str = "") -> Iterator[Ftp]:
+def serve(folder: Path, *, faulty: bool = True, old: bool = False, certificate: str = "") -> Iterator[Ftp]:
     """Serve a folder to USER with PASSWORD; with ``old`` without what RFC 3659 added in 2007.
 
     With a ``certificate``, a PEM file that holds its key too, over TLS and not without.

@@ -1,5 +1,7 @@
 """An SFTP server with a folder of files, on loopback, out of paramiko: one user, one password, one host key.
 
+By default (``faulty``) the first transfer of every file ends in its middle, with the whole connection.
+
 ``key`` is a public key by which the user comes in without the password (as ssh writes it in base64).
 
 ``size`` is what it says of every file; ``listing`` is a number of names that it makes up; each read takes ``pause``.
@@ -14,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ class Sftp:
     host: str
     port: int
     known: str
+    faulty: bool = True
+    cut: set[str] = field(default_factory=set)
     key: str = ""
     size: int | None = None
     listing: int = 0
@@ -37,8 +41,8 @@ class Sftp:
 
 
 class _Door(paramiko.ServerInterface):  # type: ignore[misc]
-    def __init__(self, server: Sftp) -> None:
-        self._server = server
+    def __init__(self, server: Sftp, transport: paramiko.Transport) -> None:
+        self._server, self.transport = server, transport
 
     def get_allowed_auths(self, _: str) -> str:
         return "password,publickey"
@@ -57,6 +61,9 @@ class _Door(paramiko.ServerInterface):  # type: ignore[misc]
 
 def _files(folder: Path, server: Sftp) -> Any:
     class Files(paramiko.SFTPServerInterface):  # type: ignore[misc]
+        def __init__(self, door: _Door) -> None:
+            self._door = door
+
         def _path(self, path: str) -> Path:
             return folder / self.canonicalize(path).lstrip("/")
 
@@ -97,11 +104,16 @@ def _files(folder: Path, server: Sftp) -> Any:
             handle.stat = lambda: self._told(paramiko.SFTPAttributes.from_stat(os.fstat(file.fileno())))
             read = handle.read
 
-            def slowly(offset: int, length: int) -> Any:
+            middle = os.fstat(file.fileno()).st_size // 2
+
+            def badly(offset: int, length: int) -> Any:
                 time.sleep(server.pause)
+                if server.faulty and path not in server.cut and offset + length > middle:
+                    server.cut.add(path)
+                    self._door.transport.close()
                 return read(offset, length)
 
-            handle.read = slowly
+            handle.read = badly
             return handle
 
     return Files
@@ -127,7 +139,7 @@ def serve(folder: Path) -> Iterator[Sftp]:
             transport.add_server_key(key)
             transport.set_subsystem_handler("sftp", paramiko.SFTPServer, files)
             with suppress(paramiko.SSHException, EOFError):
-                transport.start_server(server=_Door(server))
+                transport.start_server(server=_Door(server, transport))
 
     thread = threading.Thread(target=welcome, daemon=True)
     thread.start()

@@ -8,7 +8,8 @@ with the licence that its pages have named since 2023, CC BY-SA 4.0; headings in
 and in ``span.mw-headline`` before. Read November 2026. An article that is not there is answered with 404; a title that
 redirects is answered with the other article and ``mw-redirectedfrom``.
 
-Articles are made up. The last part of each is a comment that differs with every answer, as on Wikipedia.
+Articles are made up; some boxes lack the status or who named the species. The last
+part of each is a comment that differs with every answer, as on Wikipedia.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ def article(species: str, **told: Any) -> Article:
         species,
         f"{rng.choice(('Common', 'Lesser', 'Painted'))} {epithet} bird",
         rng.choice(("Turdidae", "Paridae", "Strigidae")),
-        f"{rng.choice(('Linnaeus', '(Gmelin, JF)'))}, {rng.randrange(1758, 1900)}",
-        rng.choice(("Least Concern", "Vulnerable")),
+        rng.choice(("Linnaeus, 1758", "(Gmelin, JF), 1788", "")),
+        rng.choice(("Least Concern", "Vulnerable", "")),
         rng.randrange(10**8, 10**9),
         f"The bird {species} is a member of the genus {genus}. It sings at dawn & dusk.",
         (
@@ -83,8 +84,8 @@ def expected(one: Article, url: str, species: str | None = None) -> dict[str, An
             {"rank": "species", "name": f"{genus[0]}. {epithet}"},
         ],
         "binomial": one.species,
-        "authority": one.authority,
-        "conservation_status": f"{one.status} (IUCN 3.1)",
+        "authority": one.authority or None,
+        "conservation_status": f"{one.status} (IUCN 3.1)" if one.status else None,
         "lead": one.lead,
         "sections": [{"heading": heading, "text": text} for heading, text in one.sections],
     }
@@ -118,13 +119,16 @@ class Encyclopedia(FaultyServer):
         address = f"{self.url}/wiki/{one.title.replace(' ', '_')}"
         ranks = (("Kingdom", "Animalia"), ("Class", "Aves"), ("Family", one.family), ("Genus", f"<i>{genus}</i>"))
         rows = "".join(f'<tr><td>{rank}:</td><td><a href="/wiki/{name}">{name}</a></td></tr>' for rank, name in ranks)
+        status = (
+            '<tr><th colspan="2"><div><a href="/wiki/Conservation_status">Conservation status</a></div></th></tr>'
+            f'<tr><td colspan="2"><a href="/wiki/LC">{one.status}</a> (IUCN 3.1)'
+            '<sup id="cite_ref-1" class="reference"><a href="#1">[1]</a></sup></td></tr>'
+        )
         box = (
             '<table class="infobox biota" style="text-align: left;"><tbody>'
             f'<tr><th colspan="2">{one.title}</th></tr>'
             '<tr><td colspan="2"><a href="/wiki/File:A.jpg"><img src="//upload.example/a.jpg" /></a></td></tr>'
-            '<tr><th colspan="2"><div><a href="/wiki/Conservation_status">Conservation status</a></div></th></tr>'
-            f'<tr><td colspan="2"><a href="/wiki/LC">{one.status}</a> (IUCN 3.1)'
-            '<sup id="cite_ref-1" class="reference"><a href="#1">[1]</a></sup></td></tr>'
+            f"{status if one.status else ''}"
             '<tr><th colspan="2">Scientific classification <span class="plainlinks">'
             '<a href="/wiki/Template:Taxonomy">Edit this classification</a></span></th></tr>'
             f"{rows}<tr><td>Species:</td><td><div><i><b>{genus[0]}. {epithet}</b></i></div></td></tr>"
