@@ -68,7 +68,9 @@ def freshness(world: World, folder: Path) -> dict[str, str]:
         check=False,
     )
     words = [line.split() for line in told.stdout.splitlines() if " freshness of " in line]
-    return {line[line.index("of") + 1]: line[line.index("freshness") - 1] for line in words if "START" not in line}
+    return {
+        line[line.index("freshness") + 2]: line[line.index("freshness") - 1] for line in words if "START" not in line
+    }
 
 
 def test_a_source_that_was_not_asked_in_time_is_told_and_one_with_nothing_new_is_not(

@@ -221,7 +221,7 @@ def test_kills_of_builds_and_switches_and_marts_that_fail_their_audit_show_to_no
         child = PROCESSES.Process(target=building, args=(settings, 0))
         child.start()
         half = (
-            "select from pg_namespace as n where nspname = 'marts_next_birds'"
+            "select 1 from pg_namespace as n where nspname = 'marts_next_birds'"
             " and obj_description(oid, 'pg_namespace') is null"
             " and exists (select from pg_class where relnamespace = n.oid and relkind = 'r')"
         )
