@@ -32,7 +32,8 @@ with versions as (
         load_number,
         position,
         is_deleted,
-        fetched_at
+        fetched_at,
+        row({{ attributes | join(', ') }}, is_deleted) as state
     from {{ versions }}
     order by {{ key | join(', ') }}, fetched_at, load_number desc, position desc
 ),
@@ -40,8 +41,7 @@ with versions as (
 compared as (
     select
         *,
-        lag(row({{ attributes | join(', ') }}, is_deleted)) over in_time
-        is distinct from row({{ attributes | join(', ') }}, is_deleted) as is_change
+        lag(state) over in_time as state_before
     from versions
     window in_time as (partition by {{ key | join(', ') }} order by fetched_at, load_number, position)
 ),
@@ -52,7 +52,7 @@ spans as (
         row_number() over in_time as version,
         lead(fetched_at) over in_time as valid_to
     from compared
-    where is_change
+    where state_before is distinct from state
     window in_time as (partition by {{ key | join(', ') }} order by fetched_at, load_number, position)
 )
 

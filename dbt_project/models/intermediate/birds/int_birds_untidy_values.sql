@@ -1,4 +1,4 @@
--- What catalogues say of their recordings and we could not read, value by value, and why. Nothing is dropped in silence.
+-- What catalogues say of their recordings and we could not read, value by value, and why.
 with described as (
     select
         'aviary' as source,
@@ -20,44 +20,50 @@ readings as (
         reading.is_read,
         reading.reason
     from described
-    cross join lateral (
-        values
-        (
-            'species', described.name_as_written, described.genus is not null and described.epithet is not null,
-            case
-                when described.name_as_written ~* '(^|\s)(x|×)(\s|$)' then 'a hybrid'
-                when described.genus is null then 'no genus'
-                else 'no species'
-            end
-        ),
-        (
-            'subspecies', described.name_as_written,
-            described.subspecies is not null or described.name_as_written !~ '/',
-            'several subspecies'
-        ),
-        ('subspecies', described.name_as_written, described.is_name_certain or described.epithet is null, 'not certain'),
-        (
-            'date', described.date_as_written, described.recorded_on is not null,
-            case
-                when described.recorded_month is not null and described.date_as_written like '%-00'
-                    then 'the month is known, not the day'
-                when described.recorded_year is not null and described.date_as_written like '%-00-00'
-                    then 'the year is known, not the day'
-                else 'no such day'
-            end
-        ),
-        (
-            'time', described.time_as_written, described.recorded_at is not null,
-            case when described.part_of_day is not null then 'the part of the day is known, not the time' end
-        ),
-        ('length', described.length_as_written, described.length_s is not null, null),
-        ('altitude', described.altitude_as_written, described.altitude_m is not null, null),
-        (
-            'position', described.position_as_written,
-            described.latitude is not null and described.longitude is not null, null
-        ),
-        ('quality', described.quality_as_written, described.quality is not null, null)
-    ) as reading (field, value, is_read, reason)
+    cross join
+        lateral (
+            values
+            (
+                'species', described.name_as_written, described.genus is not null and described.epithet is not null,
+                case
+                    when described.name_as_written ~* '(^|\s)(x|×)(\s|$)' then 'a hybrid'
+                    when described.genus is null then 'no genus'
+                    else 'no species'
+                end
+            ),
+            (
+                'subspecies', described.name_as_written,
+                described.subspecies is not null or described.name_as_written !~ '/',
+                'several subspecies'
+            ),
+            (
+                'subspecies',
+                described.name_as_written,
+                described.is_name_certain or described.epithet is null,
+                'not certain'
+            ),
+            (
+                'date', described.date_as_written, described.recorded_on is not null,
+                case
+                    when described.recorded_month is not null and described.date_as_written like '%-00'
+                        then 'the month is known, not the day'
+                    when described.recorded_year is not null and described.date_as_written like '%-00-00'
+                        then 'the year is known, not the day'
+                    else 'no such day'
+                end
+            ),
+            (
+                'time', described.time_as_written, described.recorded_at is not null,
+                case when described.part_of_day is not null then 'the part of the day is known, not the time' end
+            ),
+            ('length', described.length_as_written, described.length_s is not null, null),
+            ('altitude', described.altitude_as_written, described.altitude_m is not null, null),
+            (
+                'position', described.position_as_written,
+                described.latitude is not null and described.longitude is not null, null
+            ),
+            ('quality', described.quality_as_written, described.quality is not null, null)
+        ) as reading (field, value, is_read, reason)
     where reading.value is not null
 ),
 

@@ -12,35 +12,35 @@ with scores as (
     from {{ ref('stg_music21_corpus__scores') }}
     union all
     select
-        'maestro',
+        'maestro' as source,
         path,
         corpus,
         sha256,
         bytes,
         licence,
-        null,
+        null as edition_id,
         fetched_at
     from {{ ref('stg_maestro__scores') }}
     union all
     select
-        'midi_archive',
+        'midi_archive' as source,
         path,
         corpus,
         sha256,
         bytes,
         licence,
-        null,
+        null as edition_id,
         fetched_at
     from {{ ref('stg_midi_archive__scores') }}
     union all
     select
-        'mutopia',
+        'mutopia' as source,
         path,
         corpus,
         sha256,
         bytes,
         licence,
-        piece_id,
+        piece_id as edition_id,
         fetched_at
     from {{ ref('stg_mutopia__scores') }}
 )

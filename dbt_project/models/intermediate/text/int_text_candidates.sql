@@ -35,5 +35,6 @@ select
     cluster_key,
     split,
     case when published_split is null then 'assigned' else 'published' end as split_origin,
-    coalesce(ineligible_because, case when {{ bridges_splits('cluster_key') }} then 'bridges_splits' end) as excluded_because
+    coalesce(ineligible_because, case when {{ bridges_splits('cluster_key') }} then 'bridges_splits' end)
+        as excluded_because
 from judged

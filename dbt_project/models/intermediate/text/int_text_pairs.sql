@@ -128,8 +128,8 @@ tags as (
     from {{ ref('languages') }}
     union all
     select
-        iso_639_1,
-        coalesce(counts_as, iso_639_3)
+        iso_639_1 as tag,
+        coalesce(counts_as, iso_639_3) as language
     from {{ ref('languages') }}
     where iso_639_1 is not null
 ),
