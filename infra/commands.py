@@ -454,11 +454,15 @@ def docs(as_json: Json = False) -> None:
 
 @dataset.command("freeze")
 @as_role("trainer")
-def dataset_freeze(task: Task, as_json: Json = False) -> None:
+def dataset_freeze(
+    task: Annotated[str, typer.Argument(help="A task (`lyrebird tasks`), or a training mart for all of its rows.")],
+    where: Annotated[str, typer.Option(help="Only the rows that this SQL over the mart's columns is true for.")] = "",
+    as_json: Json = False,
+) -> None:
     """Freeze the rows of a task's mart into a version. The same rows twice give the same version."""
     from ml.datasets import freeze
 
-    show(freeze.freeze(task, Settings(), say=say), as_json, lambda f: f"{f.version} ({f.rows:,} rows) {f.uri}")
+    show(freeze.freeze(task, Settings(), where, say=say), as_json, lambda f: f"{f.version} ({f.rows:,} rows) {f.uri}")
 
 
 @dataset.command("list")
@@ -499,6 +503,31 @@ def dataset_verify(version: str, as_json: Json = False) -> None:
     from ml.datasets import freeze
 
     show(freeze.verify(version, Settings()), as_json, sentences.verified)
+
+
+@dataset.command("diff")
+@as_role("trainer")
+def dataset_diff(
+    first: Annotated[str, typer.Argument(help="A version, or a name for its newest.")],
+    second: Annotated[str, typer.Argument(help="The other one.")],
+    as_json: Json = False,
+) -> None:
+    """What differs between two versions: rows that only one has, rows that changed, rows in another split."""
+    from ml.datasets import versions
+
+    show(versions.diff(first, second, Settings()), as_json, sentences.compared)
+
+
+@dataset.command("prune")
+@as_role("trainer")
+def dataset_prune(
+    yes: Annotated[bool, typer.Option("--yes", help="Remove them; without it they are only named.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove versions that no model, score, prediction or run needs; the newest of each name stay."""
+    from ml.datasets import versions
+
+    show(versions.prune(Settings(), really=yes, say=say), as_json, sentences.pruned)
 
 
 @app.command()
@@ -557,6 +586,15 @@ def model_promote(
     from ml import registry
 
     show(registry.promote(name, version, Settings()), as_json, sentences.promoted)
+
+
+@model.command("rollback")
+@as_role("trainer")
+def model_rollback(name: ModelName, as_json: Json = False) -> None:
+    """Make the champion before this one champion again."""
+    from ml import registry
+
+    show(registry.rollback(name, Settings()), as_json, sentences.promoted)
 
 
 @model.command("list")
@@ -642,7 +680,15 @@ def translate(
     ] = None,
     target_file: Annotated[Path | None, typer.Option("--output", help="Where to write; stdout without it.")] = None,
     beam: Annotated[int, typer.Option(help="Width of the beam search; 1 is greedy.")] = 5,
-    attention: Annotated[Path | None, typer.Option(help="Draw the attention of the first sentence as a PNG.")] = None,
+    best: Annotated[
+        int, typer.Option(help="Translations of each line: `line ||| translation ||| score`, best first.")
+    ] = 1,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Decode through CTranslate2: the same translations, sooner on a CPU.")
+    ] = False,
+    attention: Annotated[
+        Path | None, typer.Option(help="Draw the attention of the first sentence as a PNG, with the numbers as JSON.")
+    ] = None,
     name: Model = "",
     as_json: Json = False,
 ) -> None:
@@ -650,7 +696,19 @@ def translate(
     from infra import using
 
     using.translate(
-        text or [], source, target, source_file, target_file, beam, attention, name, Settings(), as_json, say
+        text or [],
+        source,
+        target,
+        source_file,
+        target_file,
+        beam,
+        best,
+        fast,
+        attention,
+        name,
+        Settings(),
+        as_json,
+        say,
     )
 
 

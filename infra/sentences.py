@@ -59,6 +59,36 @@ def verified(found: dict[str, Any]) -> str:
     return f"{found['version']} is intact: {found['rows']:,} rows in {found['shards']} shards"
 
 
+def compared(found: dict[str, Any]) -> str:
+    words = {
+        "same": "are the same",
+        "only_first": f"are in {found['first']} only",
+        "only_second": f"are in {found['second']} only",
+        "changed": "changed",
+        "moved": "are in another split",
+    }
+    lines = []
+    for kind, count in found["rows"].items():
+        keys = [visible(key, but="") for key in found["keys"].get(kind, [])[:FEW]]
+        some = f": {', '.join(keys)}" + (" …" if count > FEW else "") if keys else ""
+        lines += [f"{count:,} rows {words[kind]}{some}"] if count else []
+    for what in ("splits", "licences"):
+        lines += [f"{name}: {a:,} rows, then {b:,}" for name, (a, b) in found[what].items() if a != b]
+    for place in ("first", "second"):
+        lines += [f"the column {name} is in {found[place]} only" for name in found["schema"][f"only_{place}"]]
+    return "\n".join(lines)
+
+
+def pruned(found: dict[str, Any]) -> str:
+    verb = "is gone" if found["really"] else "would go"
+    lines = [f"{one['name']} {one['version']} ({one['rows']:,} rows, {one['bytes']:,} bytes) {verb}"
+             for one in found["removed"]]  # fmt: skip
+    lines += [f"{version} stays: {why}" for version, why in found["kept"].items()]
+    if found["removed"] and not found["really"]:
+        lines.append("`lyrebird dataset prune --yes` removes them")
+    return "\n".join(lines) or "there are no versions"
+
+
 def forgotten(found: dict[str, Any]) -> str:
     verb, then = ("would go", "") if found["dry_run"] else ("are gone", f"lyrebird transform {found['domain']}")
     records = [f"  {len(keys):,} of {table}: {_listed(keys)}" for table, keys in found["records"].items()]

@@ -6,8 +6,9 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from infra import sentences
 from ml import registry
@@ -16,6 +17,9 @@ from storage.errors import Problem
 from storage.media.text import lines as text_lines
 from storage.media.text import read_lines
 from storage.settings import Settings
+
+if TYPE_CHECKING:
+    from ml.translation.translate import Translator
 
 Say = Callable[[str], None]
 ISO_639 = {"en": "eng", "ru": "rus", "de": "deu", "fr": "fra", "es": "spa"}
@@ -118,13 +122,18 @@ def translate(
     source_file: Path | None,
     target_file: Path | None,
     beam: int,
+    best: int,
+    fast: bool,
     attention: Path | None,
     name: str,
     settings: Settings,
     as_json: bool,
     say: Say,
 ) -> None:
-    """Translate sentences or a file, a line out for each line in."""
+    """Translate sentences or a file, a line out for each line in; ``best`` of them, as Moses lists them, if several.
+
+    ``fast`` decodes through CTranslate2, whose form of the model is kept beside it.
+    """
     from ml.translation import translate as translation
 
     if bool(text) == (source_file is not None):
@@ -135,25 +144,45 @@ def translate(
     folder, full, about = _load(name or model_of_pair(source, target), "translation", settings)
     model = translation.load(folder)
     to = ISO_639.get(target, target)
-    found = model.translate(lines, beam=beam, to=to)
+    found = (_fast(model, folder) if fast else model).candidates(lines, best, beam, to)
     if attention is not None and lines:
-        from ml.translation.train import draw_attention
+        from ml.translation.train import save_attention
 
-        figure, words = draw_attention(model, lines[0], to)
         with _writing(attention, "--attention"):
-            figure.savefig(attention, format="png", bbox_inches="tight")
-        say(words)
+            say(save_attention(model, lines[0], attention, to))
     if as_json:
-        rows = [{"source": a, "target": b, "model": full} for a, b in zip(lines, found, strict=True)]
+        rows = [
+            {"source": line, "target": ranked[0].text, "model": full}
+            | ({"candidates": [asdict(one) for one in ranked]} if best > 1 else {})
+            for line, ranked in zip(lines, found, strict=True)
+        ]
         body = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    elif best > 1:
+        body = "".join(
+            f"{number} ||| {one.text} ||| {one.score:.4f}\n" for number, ranked in enumerate(found) for one in ranked
+        )
     else:
-        body = "".join(f"{line}\n" for line in found)
+        body = "".join(f"{ranked[0].text}\n" for ranked in found)
     if target_file is not None:
         with _writing(target_file, "--output"):
             target_file.write_text(body, encoding="utf-8")
     else:
         sys.stdout.write(body)
     say(f"({_origin(about, full)})")
+
+
+def _fast(model: Translator, folder: Path) -> Translator:
+    """The same model with CTranslate2's search."""
+    from ml.translation import serving
+
+    try:
+        import ctranslate2  # noqa: F401 - is it there?
+    except ImportError:
+        raise Problem("CTranslate2 is not installed", "`pip install ctranslate2`, or leave out --fast") from None
+    kept = folder / "ctranslate2"
+    if not kept.is_dir():
+        serving.export(model, kept)
+    return serving.served(model, kept)
 
 
 def _lines(path: Path | None) -> list[str]:

@@ -321,6 +321,43 @@ def promote(name: str, version: int, settings: Settings, say: Say = quiet) -> Pr
         return decision
 
 
+def rollback(name: str, settings: Settings) -> Promotion:
+    """Make the version that was champion before the present one champion again. That is a row of ``ml.promotion`` too.
+
+    Raises Problem where there was none before.
+    """
+    with (
+        _one_at_a_time(settings, f"promote {name}"),
+        closing(warehouse.connect(settings)) as db,
+        db,
+        db.cursor() as sql,
+    ):
+        with _registry(settings) as client:
+            now = _alias(client, name, CHAMPION)
+            numbers = _numbers(client, name)
+        sql.execute(
+            "select champion_before from ml.promotion where model = %s and model_version = %s and promoted "
+            "order by id desc limit 1",
+            (name, now),
+        )
+        row = sql.fetchone()
+        before = row[0] if row else None
+        if now is None or before not in numbers:
+            raise Problem(
+                f"{name} has no champion before {now}" if now else f"the model {name} has no champion yet",
+                f"Its versions: {', '.join(map(str, numbers))}; `lyrebird model promote` compares one with the champion",
+            )
+        reason = f"{now} was taken back by hand"
+        sql.execute(
+            "insert into ml.promotion (model, model_version, champion_before, promoted, reason) "
+            "values (%s, %s, %s, true, %s)",
+            (name, before, now, reason),
+        )
+        with _registry(settings) as client:  # before the row is committed, as in a promotion
+            client.set_registered_model_alias(name, CHAMPION, str(before))
+    return Promotion(name, before, True, reason, before, now)
+
+
 def _against_baseline(name: str, version: int, folder: Path) -> Promotion:
     """The first model of a name has to beat its baseline, by scores.json."""
     first = read_json(folder / "scores.json")["metrics"][0]
@@ -413,6 +450,13 @@ def describe(name: str, version: int, settings: Settings) -> dict[str, Any]:
         "made_at": datetime.fromtimestamp(found.creation_timestamp / 1000, UTC).isoformat(),
         "aliases": list(found.aliases),
     }
+
+
+def datasets(settings: Settings) -> dict[str, str]:
+    """The frozen versions that registered models were trained on, each with one of those models."""
+    with _registry(settings) as client:
+        found = client.search_model_versions()
+    return {one.tags[DATASET]: f"{one.name}@{one.version}" for one in found if DATASET in one.tags}
 
 
 def dataset_of(folder: Path) -> str:

@@ -28,7 +28,8 @@ class Version:
     `uri` is a folder, `file:///…` or `s3://bucket/prefix`. S3 is reached with LYREBIRD_S3_ENDPOINT,
     LYREBIRD_S3_ACCESS_KEY, LYREBIRD_S3_SECRET_KEY and LYREBIRD_S3_REGION, from the environment or from `access`.
     `cache` is where files from S3 are kept; without it `$LYREBIRD_HOME/cache/datasets`, or
-    `~/.cache/lyrebird/datasets`. Raises Problem for whatever is wrong.
+    `~/.cache/lyrebird/datasets`. It holds LYREBIRD_DATASET_CACHE_GB (20) at most: what was not read for longest goes,
+    and nothing of this version. Raises Problem for whatever is wrong.
     """
 
     def __init__(self, uri: str | Path, cache: Path | None = None, access: Mapping[str, str] | None = None) -> None:
@@ -49,6 +50,31 @@ class Version:
         if not tables:
             raise Problem(f"The split {split!r} of version {self.id} has no rows", "Freeze a version with more data")
         return pa.concat_tables(tables)
+
+    def stream(
+        self, split: str, columns: Sequence[str] | None = None, *, part: int = 0, parts: int = 1, start: int = 0
+    ) -> Iterator[pa.RecordBatch]:
+        """The rows of a split in shard order, a row group (some thousand rows) in memory at a time.
+
+        Of `parts` readers (of ranks and workers: rank * workers + worker) each takes every `parts`-th row group, and
+        together they take each row once. `start` is the rows that this part has been given before: it goes on with
+        the next one, and row groups before it are not read.
+        """
+        names = list(columns) if columns is not None else None
+        self._check_columns(columns or [])
+        group, skip = -1, start
+        for path in self.shards(split):
+            with pq.ParquetFile(path, memory_map=True) as file:
+                for number in range(file.num_row_groups):
+                    group += 1
+                    if group % parts != part:
+                        continue
+                    rows = file.metadata.row_group(number).num_rows
+                    if skip >= rows:
+                        skip -= rows
+                        continue
+                    yield from file.read_row_group(number, columns=names).slice(skip).to_batches()
+                    skip = 0
 
     def shards(self, split: str) -> list[Path]:
         """The split's shards as local files, fetched and verified."""
@@ -103,9 +129,23 @@ class Version:
         else:
             path = self._cache / f"{self.manifest['name']}-{self.id}" / name
             if name not in self._verified and not (path.is_file() and _sha256(path) == shard["sha256"]):
+                self._make_room(shard.get("bytes", 0), path.parent)
                 self._download(shard, path)
+            path.touch()  # for whoever makes room
         self._verified.add(name)
         return path
+
+    def _make_room(self, wanted: int, own: Path) -> None:
+        """Remove from the cache what was not read for longest, until so many bytes more are within its limit."""
+        most = float(self._access.get("LYREBIRD_DATASET_CACHE_GB") or 20) * 1e9
+        kept = [(path, path.stat()) for path in self._cache.glob("*/*") if path.is_file()]
+        size = sum(stat.st_size for _, stat in kept) + wanted
+        for path, stat in sorted(kept, key=lambda one: one[1].st_mtime):
+            if size <= most:
+                return
+            if path.parent != own:
+                path.unlink(missing_ok=True)
+                size -= stat.st_size
 
     def _download(self, shard: dict[str, Any], path: Path) -> None:
         """Fetch into a temporary file beside `path` and move it there only when its hash is right."""

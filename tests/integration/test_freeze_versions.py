@@ -16,11 +16,12 @@ import pytest
 from support import Stack
 
 from ml import tasks
-from ml.datasets import freeze
+from ml.datasets import freeze, versions
 from ml.datasets.read import Version
 from storage import warehouse
 from storage.errors import Problem
 from storage.objects import Objects
+from storage.roles import environment_of
 
 
 @pytest.fixture(autouse=True)
@@ -172,6 +173,69 @@ def test_a_condition_narrows_and_is_not_the_tasks_newest(stack: Stack) -> None:
     newest = freeze.latest(tasks.task("translation-en-ru"), settings)
     assert newest is not None
     assert newest["version"] == whole.version
+
+
+def test_two_versions_are_compared_row_by_row(stack: Stack) -> None:
+    settings = stack.settings("trainer")
+    rows = world.pairs(1_500)
+    world.publish(stack, "mart_translation_training_pairs", rows)
+    first = freeze.freeze("translation-en-ru", settings)
+    by_key = sorted(rows, key=lambda row: row["pair_id"])
+    gone, changed, moved = by_key[0], by_key[700], next(row for row in by_key[1:] if row["split"] == "test")
+    changed["target_text"] = "другое"
+    moved["split"] = "valid"
+    new = world.pairs(1_503)[1_500:]
+    kept = [row for row in rows if row is not gone]
+    world.publish(stack, "mart_translation_training_pairs", [*kept, *new])
+    second = freeze.freeze("translation-en-ru", settings)
+    found = versions.diff(first.version, second.version, settings)
+    assert found["rows"] == {"only_first": 1, "only_second": 3, "changed": 1, "moved": 1, "same": 1_497}
+    assert found["keys"] == {
+        "only_first": [gone["pair_id"]],
+        "only_second": sorted(row["pair_id"] for row in new),
+        "changed": [changed["pair_id"]],
+        "moved": [moved["pair_id"]],
+    }
+    assert sum(a for a, _ in found["splits"].values()) == 1_500
+    assert sum(b for _, b in found["splits"].values()) == 1_502
+    same = versions.diff("translation-en-ru", second.version, settings)  # a name is its newest
+    assert same["rows"]["same"] == 1_502 and not same["keys"]
+
+
+def test_versions_of_two_marts_are_not_compared(stack: Stack) -> None:
+    settings = stack.settings("trainer")
+    world.publish(stack, "mart_translation_training_pairs", world.pairs(1_500))
+    world.publish(stack, "mart_music_training_pieces", world.pieces(60))
+    texts, music = (freeze.freeze(name, settings) for name in ("translation-en-ru", "music-chorales"))
+    with pytest.raises(Problem, match="Compare two versions of one mart"):
+        versions.diff(texts.version, music.version, settings)
+
+
+def test_the_cache_holds_no_more_than_its_limit_and_what_was_read_last(stack: Stack, tmp_path: Path) -> None:
+    settings = stack.settings("trainer")
+    made = []
+    for count in (1_500, 1_600, 1_700):
+        world.publish(stack, "mart_translation_training_pairs", world.pairs(count))
+        made.append(freeze.show(freeze.freeze("translation-en-ru", settings).version, settings))
+    sizes = [sum(shard["bytes"] for shard in one["shards"]) for one in made]
+    access = environment_of("trainer") | {"LYREBIRD_DATASET_CACHE_GB": str((sizes[0] + sizes[1] + 1_000) / 1e9)}
+
+    def read_all(one: dict[str, Any]) -> None:
+        version = Version(one["uri"], tmp_path, access)
+        for split in version.manifest["splits"]:
+            version.table(split)
+        time.sleep(0.02)  # clocks of file systems are coarse
+
+    def kept() -> set[str]:
+        return {path.parent.name[-16:] for path in tmp_path.glob("*/*.parquet")}
+
+    for one in (made[0], made[1], made[0]):
+        read_all(one)
+    assert kept() == {made[0]["version"], made[1]["version"]}
+    read_all(made[2])
+    assert made[2]["version"] in kept()
+    assert sum(path.stat().st_size for path in tmp_path.glob("*/*.parquet")) <= sizes[0] + sizes[1] + 1_000
+    assert len(list(tmp_path.glob(f"*{made[2]['version']}/*.parquet"))) == len(made[2]["shards"])
 
 
 def test_a_whole_mart_can_be_frozen(stack: Stack) -> None:

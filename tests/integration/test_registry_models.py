@@ -201,6 +201,30 @@ def test_a_challenger_is_compared_on_the_same_rows(clean: Runs) -> None:
     assert kept == [(better.difference, better.low, better.high)]
 
 
+def test_the_champion_before_is_one_command_away(clean: Runs) -> None:
+    settings = clean.settings
+    good, bad = (registry.import_run(folder, settings) for folder in (clean.good, clean.bad))
+    with pytest.raises(Problem, match="has no champion yet"):
+        registry.rollback(MODEL, settings)
+    assert registry.promote(MODEL, good.version, settings).promoted
+    with pytest.raises(
+        Problem, match=f"no champion before {good.version}.*Its versions: {good.version}, {bad.version}"
+    ):
+        registry.rollback(MODEL, settings)
+    with registry._registry(settings) as client:  # as an operator would
+        client.set_registered_model_alias(MODEL, registry.CHAMPION, str(bad.version))
+    assert registry.promote(MODEL, good.version, settings).champion_before == bad.version
+    back = registry.rollback(MODEL, settings)
+    assert (back.champion, back.champion_before) == (bad.version, good.version)
+    assert registry.resolve(MODEL, settings) == (MODEL, bad.version)
+    predict.predict(MODEL, settings)
+    assert predict.get(MODEL, "clip-003", settings)["version"] == bad.version
+    assert table(settings, "select reason from ml.promotion order by id desc limit 1") == [
+        (f"{good.version} was taken back by hand",)
+    ]
+    assert registry.rollback(MODEL, settings).champion == good.version
+
+
 def test_a_fetched_model_works_from_its_folder_and_without_a_server(stack: Stack, clean: Runs) -> None:
     settings = clean.settings
     registry.import_run(clean.good, settings)

@@ -41,6 +41,51 @@ def test_the_rows_of_a_split_come_in_shard_order(folder: Path) -> None:
     assert version.describe()["rows"] == {"train": 5, "valid": 1, "test": 0}
 
 
+@pytest.fixture
+def large(tmp_path: Path) -> Version:
+    """A split of three shards with row groups of different sizes, 0 to 99."""
+    shards, first = [], 0
+    for number, sizes in enumerate(([10, 20, 5], [30], [25, 10])):
+        path = tmp_path / f"train-{number:05d}.parquet"
+        schema = pa.schema([("key", pa.string()), ("value", pa.int64())])
+        with pq.ParquetWriter(path, schema) as writer:
+            for size in sizes:
+                rows = range(first, first + size)
+                writer.write_table(pa.table({"key": [f"{row:02d}" for row in rows], "value": list(rows)}, schema))
+                first += size
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        shards.append({"file": path.name, "split": "train", "rows": sum(sizes), "sha256": digest})
+    manifest: dict[str, Any] = {
+        "version": "fedcba9876543210", "name": "numbers", "shards": shards, "licences": {}, "simulated": False,
+        "schema": [{"name": "key", "type": "string"}, {"name": "value", "type": "int64"}],
+        "splits": {"train": {"rows": 100}},
+    }  # fmt: skip
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    return Version(tmp_path)
+
+
+def streamed(version: Version, **options: Any) -> list[int]:
+    return [row for batch in version.stream("train", ["value"], **options) for row in batch["value"].to_pylist()]
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 7])
+def test_readers_share_the_rows_and_each_goes_on_from_any_row(large: Version, parts: int) -> None:
+    assert streamed(large) == list(range(100))
+    shares = [streamed(large, part=part, parts=parts) for part in range(parts)]
+    assert sorted(row for share in shares for row in share) == list(range(100))
+    for part, share in enumerate(shares):
+        for start in range(len(share) + 1):
+            assert streamed(large, part=part, parts=parts, start=start) == share[start:]
+
+
+def test_a_stream_names_what_is_wrong(large: Version, tmp_path: Path) -> None:
+    with pytest.raises(Problem, match="no column other"):
+        next(large.stream("train", ["other"]))
+    (tmp_path / "train-00001.parquet").unlink()
+    with pytest.raises(Problem, match=r"train-00001.parquet.*missing"):
+        list(Version(tmp_path).stream("train"))
+
+
 def test_a_changed_byte_is_found_and_the_shard_named(folder: Path) -> None:
     shard = folder / "train-00001.parquet"
     body = bytearray(shard.read_bytes())
