@@ -345,7 +345,7 @@ def rollback(name: str, settings: Settings) -> Promotion:
         if now is None or before not in numbers:
             raise Problem(
                 f"{name} has no champion before {now}" if now else f"the model {name} has no champion yet",
-                f"Its versions: {', '.join(map(str, numbers))}; `lyrebird model promote` compares one with the champion",
+                f"Its versions: {', '.join(map(str, numbers))}; `lyrebird model promote` compares one with it",
             )
         reason = f"{now} was taken back by hand"
         sql.execute(
