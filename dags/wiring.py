@@ -84,7 +84,8 @@ def command(
     """Run ``lyrebird ARGV…`` as ``role``; at a second try with the words ``again`` too. Gives the JSON it prints last.
 
     A task that was cleared begins anew: its next try is a first one.
-    Words may hold ``{run_id}``, a field of ``given`` as ``{name}``, or of an earlier answer as ``{before[version]}``.
+    Words may hold ``{run_id}``, a field of ``given`` as ``{name}``, of an earlier answer as ``{before[version]}``, or
+    of what a person has asked for when starting the run as ``{params[preset]}``.
     """
     from storage.errors import Problem
     from storage.roles import run
@@ -92,7 +93,8 @@ def command(
     ti = context["ti"]
     first = ti.max_tries - ti.task.retries + 1  # Airflow counts on when a task is cleared, and raises max_tries
     wanted = argv + (again or [] if ti.try_number > first else [])
-    words = [word.format(**(given or {}), before=before, run_id=context["run_id"]) for word in wanted]
+    known = (given or {}) | {"before": before, "run_id": context["run_id"], "params": context["params"]}
+    words = [word.format(**known) for word in wanted]
 
     def tell(line: str) -> None:
         log.info(line)

@@ -542,13 +542,48 @@ def train(
     withdrawn: Annotated[
         bool, typer.Option("--withdrawn", help="Even on a version that holds rows which were withdrawn since.")
     ] = False,
+    parent: Annotated[str, typer.Option(help="The MLflow run of a sweep that this training belongs to.")] = "",
     as_json: Json = False,
 ) -> None:
     """Train a task's model on a frozen version and file the run in MLflow. A finished run is not run again."""
     from infra import training
 
-    done = training.train(task, version, preset, settings or [], Settings(), say, withdrawn=withdrawn)
+    done = training.train(task, version, preset, settings or [], Settings(), say, withdrawn=withdrawn, parent=parent)
     show(done, as_json, sentences.trained)
+
+
+@app.command()
+@as_role("trainer")
+def sweep(
+    task: Task,
+    version: Annotated[str, typer.Option("--dataset", help="A frozen version; the task's newest without it.")] = "",
+    preset: Annotated[str, typer.Option(help="smoke, cpu or gpu; the task's own without it.")] = "",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value, or key=a,b,c for a setting that is tried out.")
+    ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only list the trainings, as the DAG `sweep` runs them.")
+    ] = False,
+    finish: Annotated[str, typer.Option(help="Close a sweep whose trainings are done, by its MLflow run.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Train every combination of settings, filed as runs below one; the best on valid comes first."""
+    from infra import training
+    from ml import registry
+
+    if not finish:
+        planned = training.sweep(task, version, preset, settings or [], Settings())
+        if plan:
+            show(planned, as_json, lambda all_: "\n".join(one["settings"] for one in all_))
+            return
+        finish = planned[0]["parent"]
+        for one in planned:
+            say(f"{task}: {one['settings']}")
+            training.train(
+                task, one["version"], one["preset"], [one["settings"]], Settings(), say, parent=one["parent"]
+            )
+    ranked = [asdict(child) for child in registry.end_sweep(task, finish, Settings())]
+    show({"name": task, "version": ranked[0]["version"], "runs": ranked}, as_json, sentences.swept)
 
 
 @app.command()

@@ -39,6 +39,12 @@ def trained(result: dict[str, Any]) -> str:
     return f"{result['name']} version {result['version']}, {when} on dataset {result['dataset']}, is filed in MLflow"
 
 
+def swept(found: dict[str, Any]) -> str:
+    lines = [f"{found['name']}@{one['version']}: {one['metric']} {one['value']:.4g} on valid, {one['settings']}"
+             for one in found["runs"]]  # fmt: skip
+    return "\n".join([*lines, f"`lyrebird model promote {found['name']} {found['version']}` lets the best be champion"])
+
+
 def imported(model: ModelVersion) -> str:
     when = "is filed in MLflow" if model.new else "was filed in MLflow before"
     return f"{model.name} version {model.version}, trained on dataset {model.dataset}, {when}"

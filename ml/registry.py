@@ -41,6 +41,7 @@ ARTIFACTS = "model"  # where in a run's artifacts the run folder lies
 REMEMBERED = "mlflow.json"  # what a run folder knows of its import
 CONTENT = "lyrebird.content"  # tag of runs and versions: the hash of the files that make the model
 DATASET = "lyrebird.dataset"
+PARENT = "mlflow.parentRunId"  # MLflow's own name for it
 _STATE = ("checkpoint.pt", REMEMBERED)  # of the trainer and of the import: no part of a model
 _MAKES_THE_MODEL = ("model.json", "weights.safetensors", "scores.json")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")  # it is a folder's name too
@@ -75,10 +76,13 @@ class Promotion:
 # ---------------------------------------------------------------- import
 
 
-def import_run(run_folder: Path, settings: Settings, name: str = "", say: Say = quiet) -> ModelVersion:
+def import_run(
+    run_folder: Path, settings: Settings, name: str = "", parent: str = "", say: Say = quiet
+) -> ModelVersion:
     """File a finished run in MLflow as a new version of its model, its scores in ``ml.score``, its report in the docs.
 
     The model is named for the task, which is the name of the data it was trained on unless ``name`` says otherwise.
+    With the id of a ``parent`` run, such as a sweep's, it is shown below that one.
     Importing a folder twice, a copy of it, or one whose import was killed half-way makes one run and one version.
     Raises Problem for a folder that holds no finished run.
     """
@@ -88,11 +92,15 @@ def import_run(run_folder: Path, settings: Settings, name: str = "", say: Say = 
     with _registry(settings) as client:
         done = _remembered(client, run_folder, content)
         if done is not None and done.name == name:
+            if parent:
+                client.set_tag(done.run_id, PARENT, parent)
             return done
         with _one_at_a_time(settings, f"import {content}"):
             say(f"filing {run_folder.name} as a version of {name}")
             run_id = _run(client, run_folder, name, about, scores, content)
             version, new = _version(client, name, run_id, about, content)
+            if parent:
+                client.set_tag(run_id, PARENT, parent)
         _keep_scores(settings, name, version, scores["dataset"], scores["split"], scores["metrics"])
         _publish_report(settings, run_folder, name, version)
     kept = ModelVersion(name, version, run_id, scores["dataset"], new)
@@ -101,6 +109,63 @@ def import_run(run_folder: Path, settings: Settings, name: str = "", say: Say = 
         {"run_id": run_id, "model": name, "version": version, "dataset": kept.dataset, "content": content},
     )
     return kept
+
+
+@dataclass(frozen=True)
+class Child:
+    """A run of a sweep: the version that it became, what was set in it, and its deciding score on `valid`."""
+
+    version: int
+    settings: str
+    metric: str
+    value: float
+
+
+def begin_sweep(name: str, title: str, grid: dict[str, str], settings: Settings) -> str:
+    """The id of the MLflow run that the runs of a sweep are shown below. The same grid twice is the same sweep."""
+    from mlflow.entities import Param, RunTag
+
+    content = hashlib.sha256(json.dumps([name, title, grid]).encode()).hexdigest()[:32]
+    with _registry(settings) as client, _one_at_a_time(settings, f"sweep {content}"):
+        experiment = _experiment(client, name)
+        found = client.search_runs([experiment], f"tags.`{CONTENT}` = '{content}'")
+        if found:
+            return str(found[0].info.run_id)
+        run_id = str(client.create_run(experiment, run_name=title).info.run_id)
+        parameters = [Param(key, value[:6000]) for key, value in grid.items()]
+        client.log_batch(run_id, params=parameters, tags=[RunTag(CONTENT, content), RunTag("lyrebird.sweep", "grid")])
+    return run_id
+
+
+def end_sweep(name: str, parent: str, settings: Settings) -> list[Child]:
+    """Close a sweep: its children, the best first, whose score becomes the sweep's. Raises Problem without children."""
+    with _registry(settings) as client:
+        experiment = _experiment(client, name)
+        runs = client.search_runs([experiment], f"tags.`{PARENT}` = '{parent}'", max_results=1_000)
+        versions = {one.run_id: int(one.version) for one in client.search_model_versions(f"name = '{name}'")}
+        children = [
+            _child(settings, name, versions[run.info.run_id], run) for run in runs if run.info.run_id in versions
+        ]
+        if not children:
+            raise Problem(f"the sweep {parent} of {name} has no finished run", "Look at its trainings")
+        more = {direction for _, direction in children} == {"more"}
+        ranked = [child for child, _ in sorted(children, key=lambda one: one[0].value, reverse=more)]
+        client.log_metric(parent, _plain(f"valid_{ranked[0].metric}"), ranked[0].value)
+        client.set_tag(parent, "lyrebird.best", f"{name}@{ranked[0].version} {ranked[0].settings}")
+        client.set_terminated(parent, "FINISHED")
+    return ranked
+
+
+def _child(settings: Settings, name: str, version: int, run: Any) -> tuple[Child, str]:
+    with closing(warehouse.connect(settings)) as db, db, db.cursor() as sql:
+        sql.execute(
+            "select metric, value, direction from ml.score where (model, model_version, split) = (%s, %s, 'valid')",
+            (name, version),
+        )
+        scores = {metric: (value, direction) for metric, value, direction in sql.fetchall()}
+    metric = run.data.tags["lyrebird.metric"]
+    value, direction = scores[metric]
+    return Child(version, run.info.run_name, metric, float(value)), direction
 
 
 def _finished(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -160,6 +225,7 @@ def _run(
         "lyrebird.family": about["family"],
         "lyrebird.code": about.get("code", ""),
         "lyrebird.simulated": str(bool(dataset.get("simulated"))).lower(),
+        "lyrebird.metric": scores["metrics"][0]["name"],  # the one that decides
         "mlflow.note.content": _text(folder / "card.md"),
     }
     run_id = found[0].info.run_id if found else client.create_run(experiment, run_name=folder.name).info.run_id

@@ -16,6 +16,7 @@ from pydantic import SecretStr
 from safetensors.torch import load_file, save_file
 from support import Stack
 
+from infra import training
 from ml import predict, registry
 from ml.birds.evaluate import metrics
 from ml.birds.identify import load
@@ -223,6 +224,32 @@ def test_the_champion_before_is_one_command_away(clean: Runs) -> None:
         (f"{good.version} was taken back by hand",)
     ]
     assert registry.rollback(MODEL, settings).champion == good.version
+
+
+def test_the_runs_of_a_sweep_lie_below_one_and_are_ranked(clean: Runs) -> None:
+    settings = clean.settings
+    grid = ["learning_rate=0.0001,0.01 steps=6", "batch=8 channels=8 threads=1 window_s=1.0 evaluate_every=6"]
+    planned = training.sweep(MODEL, clean.version, "smoke", grid, settings)
+    assert [one["settings"].split()[0] for one in planned] == ["learning_rate=0.0001", "learning_rate=0.01"]
+    assert all("steps=6 batch=8 channels=8" in one["settings"] for one in planned)
+    assert training.sweep(MODEL, clean.version, "smoke", grid, settings) == planned  # and no second parent
+    (parent,) = {one["parent"] for one in planned}
+    with pytest.raises(Problem, match="no finished run"):
+        registry.end_sweep(MODEL, parent, settings)
+    for one in planned:
+        training.train(MODEL, one["version"], one["preset"], [one["settings"]], settings, print, parent=parent)
+    ranked = registry.end_sweep(MODEL, parent, settings)
+    assert {child.version for child in ranked} == {1, 2}
+    assert ranked[0].value >= ranked[1].value
+    with registry._registry(settings) as client:
+        top = client.get_run(parent)
+        children = client.search_runs([top.info.experiment_id], f"tags.`{registry.PARENT}` = '{parent}'")
+    assert top.info.status == "FINISHED"
+    assert top.data.params["learning_rate"] == "0.0001,0.01"
+    assert top.data.metrics["valid_macro_average_precision"] == ranked[0].value
+    assert len(children) == 2
+    with pytest.raises(Problem, match="several values"):
+        training.sweep(MODEL, clean.version, "smoke", ["steps=6"], settings)
 
 
 def test_a_fetched_model_works_from_its_folder_and_without_a_server(stack: Stack, clean: Runs) -> None:
