@@ -15,7 +15,7 @@ from typing import Any
 import frozen_world as world
 import pytest
 import soundfile
-from support import Stack
+from support import Stack, rotating_seed
 
 from ingestion import pipeline
 from ingestion.contract import Source
@@ -33,7 +33,7 @@ from ml.datasets import freeze
 from storage import warehouse
 from storage.errors import Problem
 
-DRAWN = 12  # examples of each family
+DRAWN = 50  # examples of each family
 
 CURRENT = """(
     select distinct on (r._key) r.* from raw.{table} as r
@@ -137,9 +137,9 @@ def ingested(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         (folder / "multi30k" / f"train.{language}").write_text(lines, encoding="utf-8")
     with world.marts(stack):
         made.load(
-            of(AVIARY, recordings=10),
+            of(AVIARY, recordings=50),
             of(AUDIO_FOLDER, location=str(folder)),
-            of(MUSIC21, collections="bach-chorales", limit=6),
+            of(MUSIC21, collections="bach-chorales", limit=42),
             of(GETTEXT, packages="sphinx", languages="ru"),
             of(PARALLEL, location=str(folder)),
             of(PIANO_ROLLS, location=str(folder)),
@@ -163,7 +163,8 @@ def test_examples_lead_to_the_landed_bytes_and_back(ingested: Ingested, family: 
     key = freeze.LAYOUTS[mart].key
     source = "source" if family != "translation" else "corpus"
     rows = ingested.select(f"select {key} as key, {source} as source from marts.{mart} order by 1")
-    drawn = random.Random(3).sample(rows, min(DRAWN, len(rows)))
+    assert len(rows) > DRAWN
+    drawn = random.Random(rotating_seed()).sample(rows, DRAWN)
     drawn += [next(row for row in rows if row["source"] == one) for one in {row["source"] for row in rows}]
     seen = set()
     for row in drawn:
