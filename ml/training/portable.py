@@ -1,7 +1,9 @@
 """A trained model as ONNX: it runs where there is no torch, and none of us."""
 
+import argparse
+import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,3 +53,13 @@ def export(
     differences: list[float] = []
     write(path, save)
     return max(differences)
+
+
+def exporting(description: str, to_onnx: Callable[[Path, Path], float], argv: Sequence[str] | None) -> None:
+    """The command line that all families share: `RUN OUT.onnx`. `to_onnx` writes and gives the difference."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder of a trained model")
+    parser.add_argument("out", type=Path, metavar="OUT.onnx", help="file to write")
+    given = parser.parse_args(argv)
+    difference = to_onnx(given.run, given.out)
+    print(f"{given.out}: differs from torch by {difference:.1g} at most", file=sys.stderr)

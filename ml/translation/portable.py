@@ -5,8 +5,6 @@ the logits of each next piece, (sentences, T, vocabulary). The vocabulary is the
 the piece of the target language and ends with the end mark, a target begins with the beginning mark.
 """
 
-import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
@@ -15,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ml.training.config import command
-from ml.training.portable import export
+from ml.training.portable import export, exporting
 from ml.translation.data import pad
 from ml.translation.model import Translation
 from ml.translation.subwords import BOS, EOS
@@ -49,12 +47,7 @@ def to_onnx(translator: Translator, path: Path) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder of a trained model")
-    parser.add_argument("out", type=Path, metavar="OUT.onnx", help="file to write")
-    given = parser.parse_args(argv)
-    difference = to_onnx(load(given.run), given.out)
-    print(f"{given.out}: differs from torch by {difference:.1g} at most", file=sys.stderr)
+    exporting(__doc__ or "", lambda run, out: to_onnx(load(run), out), argv)
 
 
 if __name__ == "__main__":

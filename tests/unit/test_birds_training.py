@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+import torch
 
+from ml.birds import portable
 from ml.birds.data import Clips, fit_window, vocabulary
 from ml.birds.evaluate import evaluate, evaluate_folder, metrics, read_labels
 from ml.birds.identify import Window, load, timeline
@@ -261,6 +264,22 @@ def test_one_resample_is_the_same_alone_and_among_many(run: Path, version: Path)
     counts = np.stack([np.bincount(row, minlength=len(evaluation.units)) for row in chosen]).astype(float)
     assert evaluation.many is not None
     assert evaluation.many(counts).tolist() == [evaluation.score(row) for row in chosen]
+
+
+def test_the_onnx_model_gives_torch_s_probabilities(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """For any number of clips of any length, also where the graph was traced with others."""
+    portable.main([str(run), str(tmp_path / "model.onnx")])
+    assert "differs from torch by" in capsys.readouterr().err
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+    model = load(run)
+    for clips, samples in ((1, 16_000), (4, 30_001)):
+        wave = np.random.default_rng(clips).uniform(-1, 1, (clips, samples)).astype(np.float32)
+        (found,) = session.run(None, {"wave": wave})
+        with torch.no_grad():
+            expected = model.network.eval()(torch.from_numpy(wave))[0]
+        assert np.abs(found - expected.numpy()).max() < 1e-4
 
 
 def test_a_species_the_model_does_not_know_is_ranked_at_random(run: Path, tmp_path: Path) -> None:

@@ -6,16 +6,18 @@ import math
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from ml.datasets.read import Version
-from ml.music import train
+from ml.music import portable, train
 from ml.music.compose import VOICES, Composer, load
-from ml.music.data import Piece, Surroundings
+from ml.music.data import Piece, Surroundings, collate
 from ml.music.evaluate import evaluate, evaluate_file, metrics
-from ml.music.model import ModelConfig, MusicTransformer
+from ml.music.model import PADDING, ModelConfig, MusicTransformer
 from ml.training.config import TrainConfig, override
 from ml.training.trainer import fit, prepare
 from storage.errors import Problem
@@ -337,3 +339,18 @@ def test_a_folder_without_a_music_model_is_refused(tmp_path):
     written(tmp_path / "model.json", {"family": "birds"})
     with pytest.raises(Problem, match="birds"):
         load(tmp_path)
+
+
+def test_the_onnx_model_gives_torch_s_logits(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """For pieces as the model reads them, also where the graph was traced with others."""
+    portable.main([str(run), str(tmp_path / "model.onnx")])
+    assert "differs from torch by" in capsys.readouterr().err
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+    model = load(run)
+    config = model.network.config
+    piece = Piece.of("one", chorale(3, 40), Surroundings(config.history, config.reach))
+    batch = collate([(piece.read, piece.around, np.full(len(piece.read), PADDING))])
+    (found,) = session.run(None, {name: getattr(batch, name).numpy() for name in portable.INPUTS})
+    with torch.no_grad():
+        expected = model.network.eval()(batch)
+    assert np.abs(found - expected.numpy()).max() < 1e-4
