@@ -9,8 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from infra.using import ISO_639
-from storage import warehouse
+from storage import languages, warehouse
 from storage.objects import Objects
 from storage.settings import for_role, home
 
@@ -115,7 +114,7 @@ def _sentence(model: str) -> str:
         "where m.target_language = %s and m.source_text !~ '[\"%%{}$`\\\\]' "
         "order by (m.split = 'test') desc, (m.split = 'valid') desc, "
         "length(m.source_text) between 15 and 60 desc, md5(m.pair_id) limit 1",
-        (ISO_639[model.split("-")[2]],),
+        (languages.long(model.split("-")[2]),),
     )
     return str(rows[0][0]) if rows else ""
 

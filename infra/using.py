@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from infra import sentences
 from ml import registry
-from storage import warehouse
+from storage import languages, warehouse
 from storage.errors import Problem
 from storage.media.text import lines as text_lines
 from storage.media.text import read_lines
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from ml.translation.translate import Translator
 
 Say = Callable[[str], None]
-ISO_639 = {"en": "eng", "ru": "rus", "de": "deu", "fr": "fra", "es": "spa"}
-LANGUAGES = {code: short for short, long in ISO_639.items() for code in (short, long)}  # either code -> the short one
 
 
 def champion(family: str, settings: Settings) -> str:
@@ -143,7 +141,7 @@ def translate(
     lines = text or _lines(source_file)
     folder, full, about = _load(name or model_of_pair(source, target), "translation", settings)
     model = translation.load(folder)
-    to = ISO_639.get(target, target)
+    to = languages.long(target)
     found = (_fast(model, folder) if fast else model).candidates(lines, best, beam, to)
     if attention is not None and lines:
         from ml.translation.train import save_attention
@@ -195,10 +193,11 @@ def _lines(path: Path | None) -> list[str]:
 def model_of_pair(source: str, target: str) -> str:
     """The model of a pair of languages, given by their codes of two or three letters."""
     for code in (source, target):
-        if code not in LANGUAGES:
-            known = ", ".join(f"{short} ({long})" for short, long in ISO_639.items())
-            raise Problem(f"there is no model for the language {code!r}", f"The languages: {known}")
-    return f"translation-{LANGUAGES[source]}-{LANGUAGES[target]}"
+        if not languages.known(code):
+            raise Problem(f"there is no language with the code {code!r}", "Give one of ISO 639, such as en or eng")
+    if languages.long(source) != "eng" or languages.long(target) == "eng":
+        raise Problem(f"there is no model from {source} to {target}", "Models translate from English, --from en")
+    return f"translation-en-{languages.short(target)}"
 
 
 @contextmanager
@@ -246,7 +245,7 @@ def evaluate_translation(
 
     sources, references = evaluate.read_aligned(source, reference)
     place, full, _ = _load(name or model_of_pair(from_, to), "translation", settings)
-    scored = evaluate.evaluate_lines(translate.load(place), sources, references, ISO_639.get(to, to))
+    scored = evaluate.evaluate_lines(translate.load(place), sources, references, languages.long(to))
     metrics = []
     for metric, evaluation in scored.metrics.items():
         value, low, high = interval(evaluation)

@@ -2,19 +2,21 @@
 
 The name is that of the frozen versions, of the registered model and of the folders in the object store. Birds have one
 rule more: every label set found in the mart is the task ``birds-<label set>``, so a folder of recordings with labels
-becomes a task without a line of code.
+becomes a task without a line of code; and so does a language that English was translated to,
+``translation-en-<language>``.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from psycopg2.extensions import connection
 
-from storage import warehouse
+from storage import languages, warehouse
 from storage.errors import Problem
 from storage.settings import Settings
 
@@ -47,6 +49,14 @@ def _birds(label_set: str) -> Task:
     return Task(f"birds-{label_set}", "birds", MARTS["birds"], f"label_set = '{label_set}'", 20)
 
 
+def _translation(code: str) -> Task:
+    """From English to a language. The messages of programs are too odd to learn from where there is anything else."""
+    where = f"target_language = '{languages.long(code)}'"
+    if code != "ru":
+        where += " and corpus in (select name from marts.dim_corpus where source != 'gettext_catalogues')"
+    return Task(f"translation-en-{languages.short(code)}", "translation", MARTS["translation"], where, 1_000)
+
+
 TASKS = (
     _birds("aviary"),
     Task(
@@ -56,16 +66,16 @@ TASKS = (
         "grid = 'quarter' and (corpus = 'bach-chorales' or source = 'piano_roll_files')",
         50,
     ),
-    Task("translation-en-ru", "translation", MARTS["translation"], "target_language = 'rus'", 1_000),
-    # The German of gettext catalogues is messages of programs, too few and too odd: this task waits for parallel text.
-    Task(
-        "translation-en-de",
-        "translation",
-        MARTS["translation"],
-        "target_language = 'deu' and corpus in (select name from marts.dim_corpus where source = 'parallel_files')",
-        1_000,
-    ),
+    _translation("ru"),
+    _translation("de"),
 )
+
+
+# Families with a task for each value of a column of their mart.
+OPEN: dict[str, tuple[str, str, Callable[[str], Task]]] = {
+    "birds": (MARTS["birds"], "label_set", _birds),
+    "translation": (MARTS["translation"], "target_language", _translation),
+}
 
 
 def task(name: str) -> Task:
@@ -76,19 +86,26 @@ def task(name: str) -> Task:
     family, _, label_set = name.partition("-")
     if family == "birds" and _LABEL_SET.match(label_set):
         return _birds(label_set)
+    source, _, target = label_set.partition("-")
+    if (family, source) == ("translation", "en") and languages.known(target) and languages.long(target) != "eng":
+        return _translation(languages.short(target))
     names = ", ".join(one.name for one in TASKS)
-    raise Problem(f"there is no task {name!r}", f"The tasks are {names}, and birds-<label set> for labels of your own")
+    raise Problem(
+        f"there is no task {name!r}",
+        f"The tasks are {names}, birds-<label set> for labels of your own, and translation-en-<language>",
+    )
 
 
 def tasks_of(family: str, settings: Settings | None = None) -> list[Task]:
-    """A family's tasks; for birds, with ``settings``, also those of the label sets in the mart."""
+    """A family's tasks; with ``settings`` also those of the label sets and languages that are in the marts."""
     if family not in FAMILIES:
         raise Problem(f"there is no family of models {family!r}", f"The families are {', '.join(FAMILIES)}")
     found = [one for one in TASKS if one.family == family]
-    if family == "birds" and settings is not None:
+    if family in OPEN and settings is not None:
+        mart, column, make = OPEN[family]
         with closing(warehouse.connect(settings)) as db, db:
             names = {one.name for one in found}
-            found += [one for one in map(_birds, _label_sets(db)) if one.name not in names]
+            found += [one for one in map(make, _found(db, mart, column)) if one.name not in names]
     return found
 
 
@@ -103,11 +120,12 @@ def trainable(family: str, settings: Settings) -> list[Task]:
     return found
 
 
-def _label_sets(db: connection) -> list[str]:
-    if not _published(db, MARTS["birds"]):
+def _found(db: connection, mart: str, column: str) -> list[str]:
+    """What a mart has enough rows of to be looked at: label sets, languages."""
+    if not _published(db, mart):
         return []
     with db.cursor() as sql:
-        sql.execute(f"select distinct label_set from marts.{MARTS['birds']} order by 1")
+        sql.execute(f"select {column} from marts.{mart} group by 1 having count(*) >= 20 order by 1")
         return [name for (name,) in sql.fetchall() if name and _LABEL_SET.match(name)]
 
 

@@ -390,12 +390,12 @@ def test_trainable_tasks_follow_the_marts(stack: Stack) -> None:
     assert [one.name for one in tasks.trainable("birds", settings)] == ["birds-garden"]
     world.publish(stack, "mart_music_training_pieces", world.pieces(100))
     assert [one.name for one in tasks.trainable("music", settings)] == ["music-chorales"]
-    rows = world.pairs(2_000) + world.pairs(2_000, "deu")
+    rows = world.pairs(2_000) + world.pairs(2_000, "deu") + world.pairs(1_700, "zho") + world.pairs(500, "fra")
     world.publish(stack, "mart_translation_training_pairs", rows)
     assert [one.name for one in tasks.trainable("translation", settings)] == ["translation-en-ru"]
     corpus = {"corpus_id": "1", "source": "parallel_files", "name": "django"}
     world.publish(stack, "dim_corpus", [corpus])
     names = [one.name for one in tasks.trainable("translation", settings)]
-    assert names == ["translation-en-ru", "translation-en-de"]
+    assert names == ["translation-en-ru", "translation-en-de", "translation-en-zh"]  # too little French
     world.publish(stack, "mart_translation_training_pairs", [row for row in rows if row["split"] == "train"])
     assert tasks.trainable("translation", settings) == []
