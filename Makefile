@@ -4,11 +4,12 @@ SHELL := /bin/sh
 BIN := .venv/bin
 AREA ?=
 DATA ?=
+PRESET ?=
 
 .PHONY: help install run up down status test test-long unit lint format bench docs analytics changed clean constraints
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: .venv/.installed ## Make .venv and install the pinned dependencies (PYTHON=… picks the interpreter)
 
@@ -49,6 +50,9 @@ format: install ## Let ruff and sqlfluff put the code into shape
 
 bench: install ## Measure against peers (AREA=…); writes docs/benchmarks
 	@cd tests && ../$(BIN)/python -m benchmarks $(AREA)
+
+reproduce-%: install ## Train a task on files of yours and score it once on test (DATA=FOLDER); goes on where it ended
+	@$(BIN)/python -m infra.evidence.reproduce $* --data "$(DATA)" $(if $(PRESET),--preset $(PRESET))
 
 docs: install ## dbt docs, data dictionary and diagrams, from the running stack
 	@$(BIN)/lyrebird docs

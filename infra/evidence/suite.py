@@ -59,7 +59,7 @@ def page(title: str, began: str, tests: list[Test]) -> str:
     """The page, in Markdown."""
     facts = [
         f"Began {began[:19]}",
-        f"commit {_commit()}",
+        f"commit {commit()}",
         f"{os.cpu_count()} cores, Python {platform.python_version()}",
     ]
     if seed := os.environ.get("LYREBIRD_SEED"):
@@ -95,7 +95,7 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
 
-def _commit() -> str:
+def commit() -> str:
     """The commit that was tested, with a + where the files differ from it."""
 
     def git(*words: str) -> str:

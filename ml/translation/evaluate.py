@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
 from ml.datasets.read import Version
-from ml.training.evaluation import Evaluation, from_sums, interval
+from ml.training.evaluation import Evaluation, from_sums, interval, metric
 from ml.translation.data import Pairs, read
 from ml.translation.translate import Translator, load
 from storage.errors import Problem
@@ -38,6 +39,21 @@ def evaluate(run: Path, version: Version | str, split: str = "valid") -> Evaluat
     """The decisive score (chrF) of a run's model on a split of a frozen version."""
     version = version if isinstance(version, Version) else Version(version)
     return translate_and_score(load(run), read(version, split)).metrics["chrF"]
+
+
+def metrics(run: Path, version: Version, split: str = "valid") -> list[dict[str, Any]]:
+    """The entries of scores.json for a split, each beside the source copied; chrF decides."""
+    return measure(translate_and_score(load(run), read(version, split)))
+
+
+def measure(scored: Scored, seed: int = 0) -> list[dict[str, Any]]:
+    """As :func:`metrics`, of translations that are there."""
+    baseline = copy_baseline(scored.pairs)
+    return [
+        metric(name, scored.metrics[name], "copy the source", baseline.metrics[name], seed=seed)
+        | {"signature": scored.signatures[name]}
+        for name in ("chrF", "BLEU")
+    ]
 
 
 def translate_and_score(translator: Translator, pairs: Pairs) -> Scored:

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from ml.datasets.read import Version
 from ml.training import report
 from ml.training.config import Request, command, parse, settle
-from ml.training.evaluation import metric, write_scores
+from ml.training.evaluation import write_scores
 from ml.training.files import code, write, write_json
 from ml.training.trainer import fit, load_weights, move, prepare
 from ml.translation import subwords as vocabulary
 from ml.translation.data import Encoded, Pairs, encode, read
-from ml.translation.evaluate import Scored, by_length, copy_baseline, sentence_scores, translate_and_score
+from ml.translation.evaluate import Scored, by_length, measure, sentence_scores, translate_and_score
 from ml.translation.loss import cross_entropy
 from ml.translation.model import PRESETS, ModelConfig, Translation, build
 from ml.translation.subwords import PAD, Subwords
@@ -113,12 +113,8 @@ def train(request: Request[ModelConfig]) -> None:
 
     load_weights(model, run)
     translator = Translator(model.to(device), subwords, config)
-    scored, baseline = translate_and_score(translator, valid_pairs), copy_baseline(valid_pairs)
-    metrics = []
-    for name in ("chrF", "BLEU"):
-        entry = metric(name, scored.metrics[name], "copy the source", baseline.metrics[name], seed=request.train.seed)
-        metrics.append(entry | {"signature": scored.signatures[name]})
-    write_scores(run, "translation", version.id, "valid", metrics)
+    scored = translate_and_score(translator, valid_pairs)
+    write_scores(run, "translation", version.id, "valid", measure(scored, request.train.seed))
     title = f"Translation {'/'.join(languages)} to {'/'.join(subwords.languages)}"
     report.write(run, title, _sections(translator, scored))
     report.card(
