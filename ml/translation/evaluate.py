@@ -96,11 +96,11 @@ def score(pairs: Pairs, hypotheses: Sequence[str]) -> Scored:
     chrf, bleu = CHRF(), BLEU(lowercase=True)
     found, references = list(hypotheses), [list(pairs.targets)]
     metrics, signatures = {}, {}
-    for name, metric, formula in (("chrF", chrf, _chrf), ("BLEU", bleu, _bleu)):
+    for name, counter, formula in (("chrF", chrf, _chrf), ("BLEU", bleu, _bleu)):
         # The only place where sacreBLEU gives the counts by sentence; its public scores are of the whole alone.
-        counts = np.array(metric._extract_corpus_statistics(found, references), dtype=np.float64)
+        counts = np.array(counter._extract_corpus_statistics(found, references), dtype=np.float64)
         metrics[name] = from_sums(pairs.units, counts, formula, "more")
-        signatures[name] = str(metric.get_signature())
+        signatures[name] = str(counter.get_signature())
     return Scored(pairs, found, metrics, signatures)
 
 
