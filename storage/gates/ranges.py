@@ -23,7 +23,7 @@ ENOUGH = 100  # rows from which on a distribution says something by itself
 HISTORY = 5  # accepted profiles from which on their own movement says what is usual
 KEPT = 12  # accepted profiles that are looked at
 FEW = 20  # rows up to which a change of size says nothing by itself
-SHRINK, GROW = 0.7, 4.0  # a snapshot may become so much smaller or larger from one load to the next
+SHRINK, GROW = 0.6, 4.0  # a snapshot may become so much smaller or larger from one load to the next
 CHANCE = 4.0  # standard errors that chance may move a number
 
 
