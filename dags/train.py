@@ -14,7 +14,7 @@ from typing import Any
 from airflow.sdk import DAG, Param, task_group
 from wiring import COMMON, DOMAIN_OF, announce, asset, command, total
 
-ON_GPU: dict[str, Any] = {"queue": "gpu", "pool": "gpu", "execution_timeout": timedelta(hours=12), "retries": 2}
+on_gpu = command.override(task_id="train", queue="gpu", pool="gpu", execution_timeout=timedelta(hours=12), retries=2)
 PRESET = Param("", type="string", enum=["", "smoke", "cpu", "gpu"], description="Empty: the task's own.")
 
 
@@ -42,7 +42,7 @@ def train_dag(family: str) -> DAG:
             train += ["--preset", "{params[preset]}", "--set", "{params[settings]}"]
             promote = ["model", "promote", "{name}", "{before[version]}", "--json"]
             frozen = command.override(task_id="freeze")("trainer", freeze, item)
-            trained = command.override(task_id="train", **ON_GPU)("trainer", train, item, frozen)
+            trained = on_gpu("trainer", train, item, frozen)
             return command.override(task_id="promote")("trainer", promote, item, trained)
 
         found = command.override(task_id="tasks")("trainer", ["tasks", family, "--json"])
@@ -73,7 +73,7 @@ def sweep_dag() -> DAG:
         asked = ["sweep", "{params[task]}", "--preset", "{params[preset]}", "--set", "{params[settings]}"]
         planned = command.override(task_id="plan")("trainer", [*asked, "--plan", "--json"])
         train = ["train", "{name}", "--dataset", "{version}", "--preset", "{preset}", "--set", "{settings}"]
-        trained = command.override(task_id="train", **ON_GPU).partial(
+        trained = on_gpu.partial(
             role="trainer", argv=[*train, "--parent", "{parent}", "--json"]
         ).expand(given=planned)  # fmt: skip
         rank = ["sweep", "{params[task]}", "--finish", "{before[0][parent]}", "--json"]

@@ -70,9 +70,11 @@ class Loader:
             # Else the workers would live on for as long as somebody holds the error.
             self._loading._shutdown_workers()
         # Torch notices the end of a worker whenever a signal says so, in the middle of whatever is being done.
-        if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+        # One that ends while it hands over a batch cuts the line to it.
+        ended = isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
+        if ended or (self._loading is not None and isinstance(error, ConnectionError | EOFError)):
             raise Problem(
-                f"A process that makes batches ended ({str(error).splitlines()[0]})",
+                f"A process that makes batches ended ({str(error).splitlines()[0] if str(error) else kind})",
                 "If the machine ran out of memory, train with --set workers=0; --resume goes on from the checkpoint",
             ) from error
 
