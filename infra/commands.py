@@ -530,12 +530,16 @@ def dataset_prune(
     show(versions.prune(Settings(), really=yes, say=say), as_json, sentences.pruned)
 
 
+Dataset = Annotated[str, typer.Option("--dataset", help="A frozen version; the task's newest without it.")]
+Preset = Annotated[str, typer.Option(help="smoke, cpu or gpu; the task's own without it.")]
+
+
 @app.command()
 @as_role("trainer")
 def train(
     task: Task,
-    version: Annotated[str, typer.Option("--dataset", help="A frozen version; the task's newest without it.")] = "",
-    preset: Annotated[str, typer.Option(help="smoke, cpu or gpu; the task's own without it.")] = "",
+    version: Dataset = "",
+    preset: Preset = "",
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="key=value, as `python -m ml.birds.train -h`.")
     ] = None,
@@ -556,8 +560,8 @@ def train(
 @as_role("trainer")
 def sweep(
     task: Task,
-    version: Annotated[str, typer.Option("--dataset", help="A frozen version; the task's newest without it.")] = "",
-    preset: Annotated[str, typer.Option(help="smoke, cpu or gpu; the task's own without it.")] = "",
+    version: Dataset = "",
+    preset: Preset = "",
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="key=value, or key=a,b,c for a setting that is tried out.")
     ] = None,

@@ -25,7 +25,7 @@ from ml.datasets import freeze
 from ml.datasets.freeze import Say, quiet
 from ml.datasets.read import Version
 from ml.tasks import FAMILIES
-from ml.training.evaluation import Evaluation, interval, paired
+from ml.training.evaluation import Evaluation, paired
 from ml.training.files import read_json, write_json
 from storage import warehouse
 from storage.errors import Problem
@@ -468,17 +468,8 @@ def _score_test(settings: Settings, name: str, version: int, folder: Path, say: 
         say(f"version {data.id} has no test rows: {name}@{version} is not scored on any")
         return
     say(f"{name}: scoring the champion {version} on test")
-    evaluation = _evaluate(folder, data, "test")
-    value, low, high = interval(evaluation)
-    first = {
-        "name": scores["metrics"][0]["name"],
-        "value": value,
-        "low": low,
-        "high": high,
-        "direction": evaluation.direction,
-        "rows": len(evaluation.units),
-    }
-    _keep_scores(settings, name, version, data.id, "test", [first])
+    family = importlib.import_module(f"ml.{read_json(folder / 'model.json')['family']}.evaluate")
+    _keep_scores(settings, name, version, data.id, "test", family.metrics(folder, data, "test"))
 
 
 def _data_of(settings: Settings, folder: Path) -> Version:
@@ -520,8 +511,12 @@ def describe(name: str, version: int, settings: Settings) -> dict[str, Any]:
 
 def datasets(settings: Settings) -> dict[str, str]:
     """The frozen versions that registered models were trained on, each with one of those models."""
+    found: list[Any] = []
+    page: Any = None
     with _registry(settings) as client:
-        found = client.search_model_versions()
+        while page is None or page.token:
+            page = client.search_model_versions(page_token=page.token if page else None)
+            found += page
     return {one.tags[DATASET]: f"{one.name}@{one.version}" for one in found if DATASET in one.tags}
 
 

@@ -10,20 +10,20 @@ model.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from infra import chain
+from infra import chain, training
 from infra.evidence.suite import commit
 from ml import tasks
-from ml.datasets import freeze
 from ml.training import results
-from ml.training.files import read_json, write_json, write_text
+from ml.training.files import write_json, write_text
+from storage import warehouse
 from storage.errors import Problem
 from storage.settings import checkout, for_role, home
 
@@ -61,31 +61,33 @@ def reproduce(name: str, data: Path, preset: str, changes: list[str], out: Path)
     chosen = [word for change in changes for word in ("--set", change)]
     trained = lyrebird("train", name, "--dataset", frozen["version"], "--preset", preset, *chosen, "--json")
     lyrebird("model", "promote", name, str(trained["version"]), "--json")
-    settings = for_role("trainer")
-    run = next((home() / "runs" / name).glob(f"{frozen['version']}-{preset}*"))
-    done = results.summary(run) | {"commit": commit(), "test": _test(run, freeze.show(frozen["version"], settings))}
+    run = training.run_folder(name, frozen["version"], preset, changes)
+    done = results.summary(run) | {"commit": commit(), "test": _test(name, trained["version"])}
     write_json(out.with_suffix(".json"), done)
     write_text(out.with_suffix(".md"), page(name, done))
     return done
 
 
-def _test(run: Path, manifest: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every score of the finished model on `test`; kept in the run folder, so that it is asked for once."""
-    kept = run / "test.json"
-    if not kept.exists():
-        family = read_json(run / "model.json")["family"]
-        scoring = importlib.import_module(f"ml.{family}.evaluate")
-        version = freeze.reader(manifest, for_role("trainer"))
-        write_json(kept, scoring.metrics(run, version, "test"))
-    found: list[dict[str, Any]] = read_json(kept)
+def _test(name: str, version: int) -> list[dict[str, Any]]:
+    """The scores on `test` that the promotion has put on record. Raises Problem where the model was not promoted."""
+    with closing(warehouse.connect(for_role("trainer"))) as db, db, db.cursor() as sql:
+        sql.execute(
+            "select metric, value, low, high from ml.score where (model, model_version, split) = (%s, %s, 'test') "
+            "order by metric desc",
+            (name, version),
+        )
+        found = [dict(zip(("name", "value", "low", "high"), row, strict=True)) for row in sql.fetchall()]
+    if not found:
+        raise Problem(f"{name}@{version} did not become champion, so it has no score on test", "`lyrebird model list`")
     return found
 
 
 def page(name: str, done: dict[str, Any]) -> str:
     """The same for a person."""
+    signature = {one["name"]: one.get("signature", "") for one in done["scores"]}
     scores = [
         f"| {split} | {one['name']} | {one['value']:.2f} | {one['low']:.2f} to {one['high']:.2f} | "
-        f"{one.get('signature', '')} |"
+        f"{signature.get(one['name'], '')} |"
         for split, found in ((done["split"], done["scores"]), ("test", done["test"]))
         for one in found
     ]
@@ -128,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"lyrebird: {problem}", file=sys.stderr)
         return 1
     finally:
-        lyrebird("down")
+        subprocess.run([sys.executable, "-m", "infra.cli", "down"], cwd=checkout(), check=False)
     for one in done["test"]:
         print(f"{given.task}: {one['name']} {one['value']:.2f} [{one['low']:.2f}, {one['high']:.2f}] on test")
     return 0

@@ -137,8 +137,13 @@ class Version:
 
     def _make_room(self, wanted: int, own: Path) -> None:
         """Remove from the cache what was not read for longest, until so many bytes more are within its limit."""
-        most = float(self._access.get("LYREBIRD_DATASET_CACHE_GB") or 20) * 1e9
-        kept = [(path, path.stat()) for path in self._cache.glob("*/*") if path.is_file()]
+        limit = self._access.get("LYREBIRD_DATASET_CACHE_GB") or "20"
+        try:
+            most = float(limit) * 1e9
+        except ValueError:
+            raise Problem(f"LYREBIRD_DATASET_CACHE_GB is {limit!r}", "Set it to a number of GB, such as 20") from None
+        # what begins with a dot is being downloaded by somebody
+        kept = [(path, path.stat()) for path in self._cache.glob("*/[!.]*") if path.is_file()]
         size = sum(stat.st_size for _, stat in kept) + wanted
         for path, stat in sorted(kept, key=lambda one: one[1].st_mtime):
             if size <= most:

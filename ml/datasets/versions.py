@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import heapq
-import json
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
 from ml import registry
 from ml.datasets import freeze
 from ml.datasets.freeze import BUCKET, LAYOUTS, Row, Say, quiet
+from ml.training.files import read_json
 from storage import warehouse
 from storage.errors import Problem
 from storage.objects import Objects
@@ -129,7 +128,7 @@ def prune(settings: Settings, *, really: bool, say: Say = quiet) -> dict[str, An
             kept[version] = needed[version]
         elif seen[one["name"]] <= KEPT:
             kept[version] = f"it is among the newest {KEPT} of {one['name']}"
-        elif _is_young(settings, version):
+        elif datetime.now(UTC) - one["created_at"] < timedelta(days=KEPT_DAYS):
             kept[version] = f"it was frozen in the last {KEPT_DAYS} days"
         else:
             removed.append(_removed(one, settings, really, say))
@@ -156,30 +155,10 @@ def _removed(one: dict[str, Any], settings: Settings, really: bool, say: Say) ->
 def _needed(settings: Settings) -> dict[str, str]:
     """Versions that something names, and what."""
     found: dict[str, str] = {}
-    for table, model in (("ml.prediction", "model"), ("ml.score", "model")):
+    for what in ("prediction", "score"):
         with closing(warehouse.connect(settings)) as db, db, db.cursor() as sql:
-            sql.execute(f"select distinct on (dataset_version) dataset_version, {model} from {table} order by 1, 2")
-            what = "predictions" if table == "ml.prediction" else "scores"
-            found |= {version: f"{name} has {what} on it" for version, name in sql.fetchall()}
+            sql.execute(f"select distinct on (dataset_version) dataset_version, model from ml.{what} order by 1, 2")
+            found |= {version: f"{name} has {what}s on it" for version, name in sql.fetchall()}
     for path in sorted((home() / "runs").glob("*/*/config.json")):
-        match = re.search(r"[0-9a-f]{16}", _data_of_run(path))
-        if match:
-            found[match[0]] = f"the run {path.parent.name} of {path.parent.parent.name} reads it"
+        found[str(read_json(path)["dataset"])] = f"the run {path.parent.name} of {path.parent.parent.name} reads it"
     return found | {version: f"{model} was trained on it" for version, model in registry.datasets(settings).items()}
-
-
-def _data_of_run(config: Path) -> str:
-    """Where a run folder says that its data are: its settings, and its own name."""
-    try:
-        return json.dumps(json.loads(config.read_text()).get("version", "")) + config.parent.name
-    except ValueError:
-        return config.parent.name
-
-
-def _is_young(settings: Settings, version: str) -> bool:
-    with closing(warehouse.connect(settings)) as db, db, db.cursor() as sql:
-        sql.execute(
-            "select created_at > now() - make_interval(days => %s) from ml.dataset where version = %s",
-            (KEPT_DAYS, version),
-        )
-        return bool(warehouse.first(sql)[0])

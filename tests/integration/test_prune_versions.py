@@ -68,7 +68,7 @@ def test_only_what_nothing_needs_goes_and_it_is_told_before(kept: Kept) -> None:
     )
     folder = home() / "runs" / NAME / f"{run}-smoke"
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"train": {}}))
+    (folder / "config.json").write_text(json.dumps({"dataset": run, "train": {}}))
     for key in list(Objects(kept.settings).list("datasets", f"{NAME}/{half}/"))[:1]:
         Objects(kept.settings).delete("datasets", key)  # somebody was killed while he removed it
     try:

@@ -172,13 +172,13 @@ def test_the_first_to_beat_its_baseline_is_champion_and_test_is_scored_once(clea
     promoted = registry.promote(MODEL, good.version, settings)
     assert (promoted.promoted, promoted.champion, promoted.champion_before) == (True, good.version, None)
     assert registry.resolve(MODEL, settings) == (MODEL, good.version)
-    scored = table(
-        settings, "select model_version, metric, value, low, high, rows, at from ml.score where split = 'test'"
-    )
-    assert [row[:2] for row in scored] == [(good.version, "macro average precision")]
-    assert scored[0][2] > 0.5
+    scored = table(settings, "select model_version, metric, value, baseline, at from ml.score where split = 'test'")
+    first = next(row for row in scored if row[1] == "macro average precision")
+    assert {row[0] for row in scored} == {good.version} and len({row[1] for row in scored}) == len(scored)
+    assert first[2] > 0.5 and all(row[3] is not None for row in scored)
     assert not registry.promote(MODEL, good.version, settings).promoted  # is it already
-    assert table(settings, "select count(*) from ml.score where split = 'test'") == [(1,)]
+    again = table(settings, "select model_version, metric, value, baseline, at from ml.score where split = 'test'")
+    assert sorted(again) == sorted(scored)
     decisions = table(settings, "select model_version, promoted from ml.promotion order by id")
     assert decisions == [(bad.version, False), (good.version, True)]
 

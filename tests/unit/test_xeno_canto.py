@@ -58,7 +58,7 @@ def reached(request: pytest.FixtureRequest, upstream: XenoCanto) -> dict[str, An
     if request.param == "double":
         return reach(upstream)
     if not LIVE_KEY:
-        pytest.skip("LYREBIRD_LIVE_XENO_CANTO_KEY is not set, and without a key xeno-canto answers nobody")
+        pytest.fail("xeno-canto answers nobody without a key: set LYREBIRD_LIVE_XENO_CANTO_KEY, or not LYREBIRD_LIVE")
     return options(url=xeno_canto.API, key=LIVE_KEY, query="gen:nothocercus grp:birds", per_page=50, rate="1/second")
 
 

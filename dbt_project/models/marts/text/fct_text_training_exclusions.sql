@@ -34,14 +34,30 @@ lines_alone as (
         )
 ),
 
+-- as int_text_pairs takes them: linked, both there, one of them English
+linked as (
+    select
+        links.sentence_id,
+        links.translation_id
+    from {{ ref('stg_tatoeba__links') }} as links
+    inner join {{ ref('stg_tatoeba__sentences') }} as sentences on links.sentence_id = sentences.sentence_id
+    inner join {{ ref('stg_tatoeba__sentences') }} as translations on links.translation_id = translations.sentence_id
+    where 'eng' in (sentences.language, translations.language)
+),
+
+paired as (
+    select sentence_id from linked
+    union
+    select translation_id as sentence_id from linked
+),
+
 sentences_alone as (
     select
         'tatoeba/' || sentences.sentence_id as key,
         'no_partner' as reason
     from {{ ref('stg_tatoeba__sentences') }} as sentences
-    left join {{ ref('stg_tatoeba__links') }} as given on sentences.sentence_id = given.sentence_id
-    left join {{ ref('stg_tatoeba__links') }} as taken on sentences.sentence_id = taken.translation_id
-    where given.sentence_id is null and taken.sentence_id is null
+    left join paired on sentences.sentence_id = paired.sentence_id
+    where paired.sentence_id is null
 ),
 
 excluded as (
