@@ -236,6 +236,9 @@ def asked_port(name: str) -> int | None:
     return int(text)
 
 
+_kept: list[socket.socket] = []
+
+
 def is_free(port: int) -> bool:
     """Whether a server could listen on this loopback port now."""
     with socket.socket() as probe:
@@ -248,10 +251,23 @@ def is_free(port: int) -> bool:
 
 
 def random_free(avoid: Collection[int]) -> int:
-    """A free port that is not in ``avoid``."""
+    """A free port that is not in ``avoid``, kept from others who look for one until this process ends.
+
+    A server takes seconds to listen. Until then a socket of ours is bound to its port: a server may listen beside it
+    (both set SO_REUSEADDR, and ours does not listen), while whoever looks for a free port in this way finds it taken.
+    """
     for port in random.sample(FREE_PORTS, k=500):
-        if port not in avoid and is_free(port):
-            return port
+        if port in avoid:
+            continue
+        kept = socket.socket()
+        try:
+            kept.bind(("127.0.0.1", port))
+        except OSError:
+            kept.close()
+            continue
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _kept.append(kept)
+        return port
     raise Problem("no free port could be found between 20000 and 32000", "End some of the programs that listen there")
 
 

@@ -40,6 +40,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
 @pytest.fixture
 def listener() -> Iterator[socket.socket]:
     with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # it binds beside what keeps the port for it
         server.bind(("127.0.0.1", random_free(avoid=())))
         server.listen()
         yield server
