@@ -236,7 +236,7 @@ def asked_port(name: str) -> int | None:
     return int(text)
 
 
-_kept: list[socket.socket] = []
+_kept: list[socket.socket] = []  # of random_free: closed when the process ends
 
 
 def is_free(port: int) -> bool:

@@ -54,6 +54,16 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
+def test_a_port_that_was_found_is_kept_for_a_server_and_from_whoever_looks_for_one() -> None:
+    port = random_free(avoid=())
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("127.0.0.1", port))  # as random_free of another process does
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind(("127.0.0.1", port))
+        server.listen()
+
+
 def test_ports_are_distinct_free_and_remembered(home: Home) -> None:
     first = choose(home, [])
     assert set(first) == {*DEFAULT_PORTS, *INNER_PORTS}
