@@ -111,11 +111,12 @@ def run(say: Say) -> None:
     for dag in OURS:
         airflow.call("PATCH", f"dags/{dag}", json={"is_paused": False})
     roots = [f"ingest_{source.name}" for source in catalogue.sources() if not source.after]
+    left = {_key(run) for run in airflow.active()}
     _mend(airflow, [dag for dag in OURS if dag not in roots], say)
     _trigger(airflow, roots)
     console = Console(stderr=True)
     display = Screen(console, begin) if console.is_terminal else Log(say, begin)
-    Watch(airflow, started, display).to_the_end()
+    Watch(airflow, started, display, left).to_the_end()
     from infra import summary
 
     summary.tell(say, time.monotonic() - begin)
@@ -155,19 +156,27 @@ def _wait_for_dags(airflow: Airflow, seconds: int = 180) -> None:
 def _mend(airflow: Airflow, dags: list[str], say: Say) -> None:
     """Clear what failed in each DAG's last run: a run of the chain finishes what an earlier one left.
 
-    An ingest DAG fetches again, as a load that was rejected stays rejected; those with a cron of their own (``roots``)
-    are left out of ``dags``, because a new run of them is triggered anyway.
+    Those with a cron of their own (``roots``) are left out of ``dags``: a new run of them is triggered anyway.
     """
     for dag in dags:
         last = airflow.call("GET", f"dags/{dag}/dagRuns", params={"order_by": "-run_after", "limit": 1})["dag_runs"]
         if last and last[0]["state"] == "failed":
             say(f"{dag}: trying again what failed in its last run")
-            body = {"dry_run": False, "dag_run_id": last[0]["dag_run_id"], "reset_dag_runs": True} | (
-                {"task_ids": ["ingest"], "include_downstream": True, "only_failed": False}
-                if dag.startswith("ingest_")
-                else {"only_failed": True}
-            )
-            airflow.call("POST", f"dags/{dag}/clearTaskInstances", json=body)
+            _clear(airflow, last[0] | {"dag_id": dag})
+
+
+def _clear(airflow: Airflow, run: dict[str, Any]) -> None:
+    """Have what failed in a run tried anew. An ingest DAG fetches again: a load that was rejected stays rejected."""
+    body = {"dry_run": False, "dag_run_id": run["dag_run_id"], "reset_dag_runs": True} | (
+        {"task_ids": ["ingest"], "include_downstream": True, "only_failed": False}
+        if run["dag_id"].startswith("ingest_")
+        else {"only_failed": True}
+    )
+    airflow.call("POST", f"dags/{run['dag_id']}/clearTaskInstances", json=body)
+
+
+def _key(run: dict[str, Any]) -> str:
+    return f"{run['dag_id']} {run['dag_run_id']}"
 
 
 def _trigger(airflow: Airflow, roots: list[str]) -> None:
@@ -248,11 +257,16 @@ class Screen:
 
 @dataclass
 class Watch:
-    """Follow the runs until all is quiet, telling what goes on."""
+    """Follow the runs until all is quiet, telling what goes on.
+
+    Runs that an earlier chain ``left`` under way may have used up their tries on what interrupted it: where one of them
+    fails, it is tried once more.
+    """
 
     airflow: Airflow
     since: datetime
     display: Log | Screen
+    left: set[str] = field(default_factory=set)
     seen: dict[str, dict[str, Any]] = field(default_factory=dict)
     ended: dict[str, Line] = field(default_factory=dict)
 
@@ -266,6 +280,11 @@ class Watch:
         while time.monotonic() < end:
             runs = self._runs()
             self.display.show({key: self._line(key, run) for key, run in runs.items()})
+            again = [key for key in self.left if runs.get(key, {}).get("state") == "failed"]
+            for key in again:
+                _clear(self.airflow, runs[key])
+                self.left.remove(key)
+                runs[key]["state"] = "queued"
             active = [run for run in runs.values() if run["state"] in ACTIVE]
             if active or not runs:
                 quiet_since = None
@@ -282,7 +301,7 @@ class Watch:
     def _runs(self) -> dict[str, dict[str, Any]]:
         """The runs of this chain: begun since, or active when first seen; followed to their ends."""
         now = [*reversed(self.airflow.runs(self.since)), *self.airflow.active()]
-        found = {f"{run['dag_id']} {run['dag_run_id']}": run for run in now}
+        found = {_key(run): run for run in now}
         for key, run in self.seen.items():
             if key not in found:
                 found[key] = self.airflow.run(run["dag_id"], run["dag_run_id"]) if run["state"] in ACTIVE else run

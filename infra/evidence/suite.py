@@ -1,4 +1,4 @@
-"""Keep what a run of the tests came to, as a page, out of the JUnit file that pytest writes:
+"""Keep what a run of the tests came to, as a page, out of the JUnit files that pytest writes, one for each part of it:
 
     python -m infra.evidence.suite .pytest_cache/long.xml docs/results/long.md
 
@@ -36,10 +36,11 @@ class Test:
     facts: tuple[str, ...] = ()  # what it has recorded (pytest's record_property)
 
 
-def read(file: Path) -> tuple[str, list[Test]]:
+def read(*files: Path) -> tuple[str, list[Test]]:
     """When the run began (ISO 8601), and its tests. Raises OSError and ParseError for what is no such file."""
-    suites = list(ElementTree.parse(file).getroot().iter("testsuite"))
-    return suites[0].get("timestamp", ""), [_test(case) for suite in suites for case in suite.iter("testcase")]
+    suites = [suite for file in files for suite in ElementTree.parse(file).getroot().iter("testsuite")]
+    began = min(suite.get("timestamp", "") for suite in suites)
+    return began, [_test(case) for suite in suites for case in suite.iter("testcase")]
 
 
 def _test(case: ElementTree.Element) -> Test:
@@ -106,6 +107,6 @@ def commit() -> str:
 
 
 if __name__ == "__main__":
-    target = Path(sys.argv[2])
+    *parts, target = map(Path, sys.argv[1:])
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(page("The long tests", *read(Path(sys.argv[1]))), encoding="utf-8")
+    target.write_text(page("All tests, the long ones among them", *read(*parts)), encoding="utf-8")

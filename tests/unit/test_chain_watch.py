@@ -107,6 +107,19 @@ def test_what_failed_is_told_in_its_own_words() -> None:
         chain.Watch(api, None, chain.Log(lambda line: None, 0.0)).to_the_end()  # type: ignore[arg-type]
 
 
+def test_a_run_that_an_interruption_left_is_tried_once_more() -> None:
+    failed = [("ingest_a", "success", []), ("transform_text", "failed", ["audit"])]
+    mended = [("ingest_a", "success", []), ("transform_text", "success", [])]
+    api = Scripted([failed, [("transform_text", "running", ["audit"])], mended])
+    chain.Watch(api, None, chain.Log(lambda line: None, 0.0), {"transform_text r"}).to_the_end()  # type: ignore[arg-type]
+    assert [path for path, _ in api.cleared] == ["dags/transform_text/clearTaskInstances"]
+
+    api = Scripted([failed])  # and fails again
+    with pytest.raises(Problem, match=r"transform_text\.audit failed"):
+        chain.Watch(api, None, chain.Log(lambda line: None, 0.0), {"transform_text r"}).to_the_end()  # type: ignore[arg-type]
+    assert len(api.cleared) == 1
+
+
 def test_a_screen_shows_one_row_for_each_run() -> None:
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=120)

@@ -33,6 +33,14 @@ def run(tmp_path: Path) -> Path:
     return file
 
 
+def test_parts_of_a_run_become_one(run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.xml"
+    other.write_text(run.read_text().replace("2026-11-24", "2026-11-23"))
+    began, tests = suite.read(run, other)
+    assert began.startswith("2026-11-23")
+    assert len(tests) == 2 * len(suite.read(run)[1])
+
+
 def test_a_run_becomes_a_page(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LYREBIRD_SEED", "77")
     text = suite.page("The long tests", *suite.read(run))
