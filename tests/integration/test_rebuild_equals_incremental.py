@@ -156,6 +156,7 @@ def test_grown_equals_built_at_once(built: Built, tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 def test_grown_equals_built_at_once_whatever_comes(
     built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
