@@ -66,13 +66,19 @@ class Loader:
         return loaded
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: object) -> None:
-        if self._loading is not None:
+        if self._loading is None:
+            return
+        # Torch notices the end of a worker whenever a signal says so, in the middle of whatever is being done, this
+        # here among it. One that ends while it hands over a batch cuts the line to it.
+        try:
             # Else the workers would live on for as long as somebody holds the error.
             self._loading._shutdown_workers()
-        # Torch notices the end of a worker whenever a signal says so, in the middle of whatever is being done.
-        # One that ends while it hands over a batch cuts the line to it.
+        except RuntimeError as late:
+            if "DataLoader worker" not in str(late):
+                raise
+            error = error and late  # where all is done, nobody needs it any more
         ended = isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
-        if ended or (self._loading is not None and isinstance(error, ConnectionError | EOFError)):
+        if ended or isinstance(error, ConnectionError | EOFError):
             raise Problem(
                 f"A process that makes batches ended ({str(error).splitlines()[0] if str(error) else kind})",
                 "If the machine ran out of memory, train with --set workers=0; --resume goes on from the checkpoint",

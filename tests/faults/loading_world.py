@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -176,7 +177,11 @@ def small_disk(size: int) -> Iterator[None]:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
     namespace, user, private = 0x00020000, 0x10000000, 0x40000 | 0x4000  # CLONE_NEWNS, CLONE_NEWUSER, MS_PRIVATE|REC
-    done(libc.unshare(namespace | (user if os.geteuid() else 0)))
+    me, mine = os.geteuid(), os.getegid()
+    done(libc.unshare(namespace | (user if me else 0)))
+    if me:  # who has no number in the new namespace can make no file on a disk of it
+        for name, text in (("setgroups", "deny"), ("uid_map", f"{me} {me} 1"), ("gid_map", f"{mine} {mine} 1")):
+            Path(f"/proc/self/{name}").write_text(text)
     done(libc.mount(b"none", b"/", None, private, None))
     with tempfile.TemporaryDirectory() as folder:
         done(libc.mount(b"tmpfs", folder.encode(), b"tmpfs", 0, f"size={size}".encode()))

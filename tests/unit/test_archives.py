@@ -14,6 +14,7 @@ import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -374,7 +375,7 @@ def test_members_that_overlap(tmp_path: Path, quoted: bool) -> None:
     assert found(tmp_path, single) == [("a", bytes(MB))]  # it is what it seems: a working bomb
     body = overlapping(20, quoted)
     (tmp_path / "bomb").write_bytes(body)
-    with zipfile.ZipFile(tmp_path / "bomb") as archive:
+    with zipfile.ZipFile(tmp_path / "bomb") as archive, suppress(zipfile.BadZipFile):  # newer Pythons see it, too
         assert len(archive.read("a")) >= MB
     assert "its members overlap" in refused(tmp_path, body)
 

@@ -9,12 +9,14 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from ml.training import processes
 from ml.training.config import TrainConfig
@@ -84,6 +86,7 @@ WAITING = """
 import sys, time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 sys.path[:0] = sys.argv[1:3]
 from test_training_trainer import CONFIG, Line, train
 
@@ -272,6 +275,25 @@ def test_a_worker_that_is_killed_is_a_problem(tmp_path: Path) -> None:
     with pytest.raises(Problem, match=r"process that makes batches ended.*workers=0"):
         train(tmp_path, replace(CONFIG, workers=2), kind=Killed)
     assert events(tmp_path)[-1]["event"] == "failed"
+
+
+def test_a_worker_whose_end_is_told_while_workers_are_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shut = _MultiProcessingDataLoaderIter._shutdown_workers
+
+    def told(self: Any) -> None:
+        if not self._shutdown:  # a signal may come in the middle of it
+            shut(self)
+            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_shutdown_workers", told)
+    train(tmp_path / "whole", replace(CONFIG, workers=2))  # all had been read
+
+    class Cut(Line):
+        def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+            raise ConnectionResetError(f"at a batch of {len(batch[0])}")
+
+    with pytest.raises(Problem, match=r"process that makes batches ended \(DataLoader worker \(pid 7\)"):
+        train(tmp_path / "cut", replace(CONFIG, workers=2), kind=Cut)
 
 
 def test_events_tell_throughput_memory_and_where_the_time_goes(tmp_path: Path) -> None:
