@@ -76,7 +76,8 @@ class Loader:
         except RuntimeError as late:
             if "DataLoader worker" not in str(late):
                 raise
-            error = error and late  # where all is done, nobody needs it any more
+            if isinstance(error, ConnectionError | EOFError):
+                error = late  # tells why the line was cut; any other error is a reason of its own
         ended = isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
         if ended or isinstance(error, ConnectionError | EOFError):
             raise Problem(

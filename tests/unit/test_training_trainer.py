@@ -289,11 +289,17 @@ def test_a_worker_whose_end_is_told_while_workers_are_ended(tmp_path: Path, monk
     train(tmp_path / "whole", replace(CONFIG, workers=2))  # all had been read
 
     class Cut(Line):
+        error: BaseException = ConnectionResetError()
+
         def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-            raise ConnectionResetError(f"at a batch of {len(batch[0])}")
+            del batch
+            raise self.error
 
     with pytest.raises(Problem, match=r"process that makes batches ended \(DataLoader worker \(pid 7\)"):
         train(tmp_path / "cut", replace(CONFIG, workers=2), kind=Cut)
+    Cut.error = KeyboardInterrupt()  # Ctrl-C ends the workers too, and stays what it is
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "interrupted", replace(CONFIG, workers=2), kind=Cut)
 
 
 def test_events_tell_throughput_memory_and_where_the_time_goes(tmp_path: Path) -> None:
